@@ -1,1 +1,6 @@
-//! hw
+//! The device model and the devices.
+//!
+//! A device is a pure register struct inside one mutex, with handles to what it drives: [`core::IrqLine`]s, timers, memory,
+//! and the backends of disks, networks and character devices.
+
+pub mod core;

@@ -1,0 +1,5 @@
+//! What all devices share: interrupt lines.
+
+mod irq;
+
+pub use irq::{IrqLine, IrqSink, SharedLine};
