@@ -1,1 +1,4 @@
-//! compat-tests
+//! Tests of Lockstep from outside: the documented COLO procedure and other real sessions, replayed with a guest that notices every
+//! lost byte. The guest itself is in `guest/`.
+
+pub mod guest_image;
