@@ -1,1 +1,52 @@
-//! accel
+//! What runs the guest's CPUs, behind one interface: KVM, the software CPU, or nobody (`qtest`).
+//!
+//! A [`Vcpu`] runs guest code on a thread of its own until something outside is wanted; [`VcpuSet`] holds the threads and the
+//! gate that stops them all. [`CpuState`] is a vCPU's registers in a form that every engine can take and that migration carries.
+
+pub mod cpu_model;
+pub mod cpu_state;
+pub mod kvm;
+mod threads;
+pub mod vmstate;
+
+use lockstep_util::Result;
+
+pub use cpu_state::CpuState;
+pub use threads::{VcpuSet, install_kick_handler};
+
+/// Why a vCPU stopped running guest code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// Somebody asked it to.
+    Kicked,
+    /// A triple fault: the machine is to be reset.
+    TripleFault,
+    /// A hypervisor-level reset or shutdown request (`KVM_EXIT_SYSTEM_EVENT`).
+    SystemReset,
+    /// See [`SystemReset`](Self::SystemReset).
+    SystemShutdown,
+    /// The engine cannot go on; the text says why, the registers are as they were.
+    InternalError(String),
+}
+
+/// One virtual CPU. Its thread holds it while it runs; anyone may use it while the gate is closed.
+pub trait Vcpu: Send {
+    /// Runs guest code until kicked or until something happens that the machine must handle. I/O is done inside.
+    fn run(&mut self) -> VcpuEvent;
+    /// Completes an instruction whose I/O was done but whose end the engine has not seen, so that the state is whole.
+    fn finish_io(&mut self);
+    /// Reads the registers.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    fn save(&mut self) -> Result<CpuState>;
+    /// Writes the registers.
+    ///
+    /// # Errors
+    /// When the engine refuses a value; registers may then be part old, part new.
+    fn load(&mut self, state: &CpuState) -> Result<()>;
+    /// What makes [`run`](Self::run) return soon, from any thread; the vCPU's thread gets a signal as well.
+    fn kicker(&self) -> Box<dyn Fn() + Send + Sync>;
+    /// The APIC id.
+    fn id(&self) -> u32;
+}

@@ -1,0 +1,183 @@
+//! Linux KVM: the engine of the product.
+//!
+//! The interrupt controllers and the interval timer are the kernel's. One code path serves hosts with VMX or SVM and
+//! `kvm-pvm`, where a guest that knows it can run without either.
+
+mod irqchip;
+mod slots;
+mod vcpu;
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irq_routing_entry, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use lockstep_hw::core::{IrqLine, IrqSink};
+use lockstep_memory::{AddressSpace, RamList};
+use lockstep_util::{Error, Result, err};
+
+pub use irqchip::{IoApicRaw, PicRaw, PitRaw};
+use slots::Slots;
+pub use vcpu::KvmVcpu;
+
+use crate::{Vcpu, cpu_model::CpuModel, cpu_state::msr};
+
+/// Inputs of the in-kernel IOAPIC.
+pub const GSI_COUNT: u32 = 24;
+
+/// A virtual machine in the kernel.
+pub struct KvmMachine {
+    kvm: Kvm,
+    vm: Arc<VmFd>,
+    slots: Arc<Slots>,
+    msr_indices: Arc<Vec<u32>>,
+}
+
+impl KvmMachine {
+    /// Opens `/dev/kvm` and makes a virtual machine with in-kernel interrupt controllers and timer.
+    ///
+    /// # Errors
+    /// With QEMU's texts: KVM is missing, not permitted, or lacks what is needed.
+    pub fn new() -> Result<Self> {
+        let kvm = Kvm::new().map_err(|e| {
+            let e = std::io::Error::from(e);
+            Error::with_errno("Could not access KVM kernel module", &e)
+        })?;
+        if kvm.get_api_version() != 12 {
+            return Err(err!("kvm version not supported"));
+        }
+        let vm = kvm.create_vm().map_err(|e| kvm_error("ioctl(KVM_CREATE_VM) failed", e))?;
+        for (cap, name) in [
+            (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+            (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+            (Cap::Pit2, "KVM_CAP_PIT2"),
+            (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+        ] {
+            if !vm.check_extension(cap) {
+                return Err(err!("kvm does not support {name}"));
+            }
+        }
+        // Three pages that Intel hosts need below 4 GiB, in the hole that SeaBIOS leaves below the firmware.
+        vm.set_identity_map_address(0xfeff_c000).map_err(|e| kvm_error("KVM_SET_IDENTITY_MAP_ADDR", e))?;
+        vm.set_tss_address(0xfeff_d000).map_err(|e| kvm_error("KVM_SET_TSS_ADDR", e))?;
+        vm.create_irq_chip().map_err(|e| kvm_error("Create kernel irqchip failed", e))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(|e| kvm_error("Create kernel PIC irqchip failed", e))?;
+        set_routing(&vm)?;
+        let mut msr_indices =
+            kvm.get_msr_index_list().map_err(|e| kvm_error("KVM_GET_MSR_INDEX_LIST", e))?.as_slice().to_vec();
+        // kvm-pvm has it but does not list it; elsewhere reading it fails and it is left out.
+        msr_indices.push(msr::PVM_VCPU_STRUCT);
+        let vm = Arc::new(vm);
+        let slots = Arc::new(Slots::new(vm.clone(), kvm.get_nr_memslots()));
+        Ok(Self { kvm, vm, slots, msr_indices: Arc::new(msr_indices) })
+    }
+
+    /// Gives the guest its memory and follows its map and its dirty logging from now on.
+    pub fn attach_memory(&self, memory: &AddressSpace, ram: &RamList) {
+        ram.add_dirty_log(self.slots.clone());
+        memory.add_listener(self.slots.clone());
+    }
+
+    /// A line to each input of the interrupt controllers: ISA interrupts 0 to 15 reach the PICs and the IOAPIC.
+    pub fn irq_line(&self, gsi: u32) -> IrqLine {
+        IrqLine::new(self.irq_sink(), gsi)
+    }
+
+    /// See [`irq_line`](Self::irq_line).
+    pub fn irq_sink(&self) -> Arc<dyn IrqSink> {
+        Arc::new(GsiSink { vm: self.vm.clone() })
+    }
+
+    /// Delivers a message-signalled interrupt.
+    pub fn signal_msi(&self, address: u64, data: u32) {
+        let msi = kvm_bindings::kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        if let Err(e) = self.vm.signal_msi(msi) {
+            tracing::debug!("KVM_SIGNAL_MSI: {e}");
+        }
+    }
+
+    /// Makes a vCPU. Warnings of features that the host lacks go to `warn`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn create_vcpu(
+        &self,
+        index: u32,
+        model: &CpuModel,
+        memory: &AddressSpace,
+        ports: &AddressSpace,
+        warn: &mut dyn FnMut(String),
+    ) -> Result<Box<dyn Vcpu>> {
+        let fd = self
+            .vm
+            .create_vcpu(index.into())
+            .map_err(|e| kvm_error(&format!("kvm_init_vcpu: kvm_get_vcpu failed ({index})"), e))?;
+        let supported =
+            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?;
+        let cpuid = model.cpuid_for_kvm(supported.as_slice(), index, warn);
+        let list = kvm_bindings::CpuId::from_entries(&cpuid).map_err(|e| err!("too many CPUID leaves: {e:?}"))?;
+        fd.set_cpuid2(&list).map_err(|e| kvm_error("kvm_arch_init_vcpu: KVM_SET_CPUID2", e))?;
+        let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
+        Ok(Box::new(KvmVcpu::new(fd, index, signature, self.msr_indices.clone(), memory.clone(), ports.clone())?))
+    }
+
+    /// The guest's clock in nanoseconds (kvmclock).
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn clock(&self) -> Result<u64> {
+        self.vm.get_clock().map(|c| c.clock).map_err(|e| kvm_error("KVM_GET_CLOCK failed", e))
+    }
+
+    /// Sets the guest's clock.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_clock(&self, clock: u64) -> Result<()> {
+        let data = kvm_clock_data { clock, ..Default::default() };
+        self.vm.set_clock(&data).map_err(|e| kvm_error("KVM_SET_CLOCK failed", e))
+    }
+}
+
+struct GsiSink {
+    vm: Arc<VmFd>,
+}
+
+impl IrqSink for GsiSink {
+    fn set_irq(&self, n: u32, level: bool) {
+        if let Err(e) = self.vm.set_irq_line(n, level) {
+            tracing::error!("kvm_set_irq: {e}");
+        }
+    }
+}
+
+/// The PC's wiring: ISA interrupts reach both controllers, the timer at the IOAPIC's pin 2.
+fn set_routing(vm: &VmFd) -> Result<()> {
+    let mut entries = vec![];
+    let mut add = |gsi: u32, irqchip: u32, pin: u32| {
+        let mut entry =
+            kvm_irq_routing_entry { gsi, type_: kvm_bindings::KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip = kvm_bindings::kvm_irq_routing_irqchip { irqchip, pin };
+        entries.push(entry);
+    };
+    for gsi in (0..16).filter(|&gsi| gsi != 2) {
+        let chip = if gsi < 8 { kvm_bindings::KVM_IRQCHIP_PIC_MASTER } else { kvm_bindings::KVM_IRQCHIP_PIC_SLAVE };
+        add(gsi, chip, gsi % 8);
+    }
+    for gsi in (0..GSI_COUNT).filter(|&gsi| gsi != 2) {
+        add(gsi, kvm_bindings::KVM_IRQCHIP_IOAPIC, if gsi == 0 { 2 } else { gsi });
+    }
+    let routing = kvm_bindings::KvmIrqRouting::from_entries(&entries).map_err(|e| err!("interrupt routes: {e:?}"))?;
+    vm.set_gsi_routing(&routing).map_err(|e| kvm_error("kvm_irqchip_commit_routes", e))
+}
+
+fn kvm_error(what: &str, e: kvm_ioctls::Error) -> Error {
+    Error::with_errno(what, &std::io::Error::from_raw_os_error(e.errno()))
+}
