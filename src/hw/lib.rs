@@ -4,3 +4,4 @@
 //! and the backends of disks, networks and character devices.
 
 pub mod core;
+pub mod pci;

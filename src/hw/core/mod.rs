@@ -1,5 +1,21 @@
-//! What all devices share: interrupt lines.
+//! What all devices share: the board they sit on, interrupt lines, properties, reset, the tree that users see, and input events.
 
+mod board;
+mod device;
+mod guard;
+mod input;
 mod irq;
+mod property;
+mod request;
+mod reset;
+mod tree;
 
+pub use board::{Board, FirmwareFiles};
+pub use device::{Category, CreateContext, Device, DeviceType, QomParent, TypeTable, create_device};
+pub use guard::{GuardScope, Guarded, ReentrancyGuard};
+pub use input::{Axis, InputDevice, InputEvent, InputHub, InputKind, Key, MouseButton, MouseInfo};
 pub use irq::{IrqLine, IrqSink, SharedLine};
+pub use property::{Globals, Property, PropertyInput, PropertyKind, PropertySet, PropertyValue};
+pub use request::{MachineRequest, Notifier, RequestSink, ResetCause, ShutdownCause};
+pub use reset::{ResetId, ResetKind, ResetPhase, ResetRegistry};
+pub use tree::{BusNode, DeviceNode, DeviceTree};
