@@ -1,1 +1,38 @@
-//! block
+//! The block layer: a graph of nodes (protocols, formats, filters) with the backends that devices hold on top.
+//!
+//! The graph and everything in it is `!Send` and lives on one thread, the main context. Devices reach it through
+//! [`BlockBackend`]. See `node` for the life of a node, `driver` for what formats implement, `open` for options.
+
+mod activate;
+pub mod backend;
+pub mod child;
+pub mod drain;
+pub mod driver;
+mod drivers;
+pub mod file;
+pub mod graph;
+pub mod io;
+pub mod node;
+pub mod null;
+pub mod open;
+pub mod options;
+pub mod perm;
+pub mod raw;
+pub mod requests;
+
+pub use backend::{Backend, BlockBackend, BlockOp, MediumChange};
+pub use child::{Child, ChildRole, Parent, Perm};
+pub use drain::DrainGuard;
+pub use driver::{BlockDriver, DriverDef, DriverKind, Extent, LocalBoxFuture, Preallocation, Status, WriteFlags};
+pub use graph::Graph;
+pub use node::{Node, WriteHook};
+pub use open::{OpenContext, OpenFlags};
+pub use options::{ChildSpec, Options};
+
+#[cfg(test)]
+mod tests;
+
+/// A message for the person who started the program, on the standard error stream as QEMU prints it.
+pub(crate) fn warn_user(text: &str) {
+    eprintln!("{text}");
+}
