@@ -495,7 +495,7 @@ impl CpuModel {
         add(0x8000_0006, None, 0, 0x4200_4200, 0x0200_8140, 0x0080_8140);
         add(0x8000_0007, None, 0, 0, 0, word(Word::PowerEdx));
         let address_bits = if self.everything { host(0x8000_0008, 0).eax & 0xffff } else { 0x3028 };
-        let ecx = if self.cores > 1 { self.cores - 1 } else { 0 };
+        let ecx = self.cores.saturating_sub(1);
         add(0x8000_0008, None, address_bits, word(Word::Extended8Ebx), ecx, 0);
         leaves
     }

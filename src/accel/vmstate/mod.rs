@@ -1,0 +1,100 @@
+//! A vCPU in the migration stream: the sections `cpu_common`, `cpu` and `apic`, in QEMU's layout.
+//!
+//! Three sections are one vCPU. Its registers are read once when the first is saved, and written once when the last is applied.
+
+mod apic;
+mod cpu;
+
+use std::sync::Arc;
+
+use lockstep_util::Error;
+use lockstep_vmstate::{LoadError, Snapshot, StateRegistry, VmState};
+use parking_lot::Mutex;
+
+use crate::{CpuState, Vcpu, cpu_state::MpState};
+use apic::ApicWire;
+use cpu::CpuWire;
+
+/// The section `cpu_common`.
+#[derive(Clone, Debug, Default, PartialEq, VmState)]
+#[vmstate(name = "cpu_common", version = 1)]
+pub struct CpuCommonWire {
+    /// Whether the vCPU waits in HLT (a software CPU; KVM says it in `mp_state`).
+    pub halted: u32,
+    /// Interrupts that wait (a software CPU).
+    pub interrupt_request: u32,
+}
+
+/// Registers the sections of vCPU `index`. `on_error` hears when an engine refuses registers that a stream brought.
+pub fn register(
+    states: &StateRegistry,
+    index: u32,
+    vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
+    on_error: impl Fn(Error) + Send + Sync + 'static,
+) {
+    let shared = Arc::new(Shared { vcpu, on_error: Box::new(on_error), state: Mutex::default() });
+    states.register_instance("cpu_common", index, Arc::new(Common(shared.clone())));
+    states.register_instance("cpu", index, Arc::new(Cpu(shared.clone())));
+    states.register_instance("apic", index, Arc::new(Apic(shared)));
+}
+
+struct Shared {
+    vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
+    on_error: Box<dyn Fn(Error) + Send + Sync>,
+    state: Mutex<CpuState>,
+}
+
+struct Common(Arc<Shared>);
+struct Cpu(Arc<Shared>);
+struct Apic(Arc<Shared>);
+
+impl Snapshot for Common {
+    type Wire = CpuCommonWire;
+
+    fn snapshot(&self) -> CpuCommonWire {
+        match self.0.vcpu.lock().save() {
+            Ok(state) => *self.0.state.lock() = state,
+            Err(e) => (self.0.on_error)(e),
+        }
+        let halted = matches!(self.0.state.lock().mp_state, MpState::Halted | MpState::Uninitialized);
+        CpuCommonWire { halted: halted.into(), interrupt_request: 0 }
+    }
+
+    fn restore(&self, _wire: CpuCommonWire) {}
+}
+
+impl Snapshot for Cpu {
+    type Wire = CpuWire;
+
+    fn snapshot(&self) -> CpuWire {
+        CpuWire::from_state(&self.0.state.lock())
+    }
+
+    fn validate(&self, wire: &CpuWire) -> Result<(), LoadError> {
+        wire.check()
+    }
+
+    fn restore(&self, wire: CpuWire) {
+        let mut state = self.0.state.lock();
+        *state = wire.into_state(std::mem::take(&mut *state));
+    }
+}
+
+impl Snapshot for Apic {
+    type Wire = ApicWire;
+
+    fn snapshot(&self) -> ApicWire {
+        ApicWire::from_state(&self.0.state.lock())
+    }
+
+    fn restore(&self, wire: ApicWire) {
+        let mut state = self.0.state.lock();
+        wire.apply(&mut state);
+        if let Err(e) = self.0.vcpu.lock().load(&state) {
+            (self.0.on_error)(e);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

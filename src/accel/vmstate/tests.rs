@@ -1,0 +1,75 @@
+//! The sections against QEMU's layout, and there and back.
+
+use lockstep_vmstate::Encoder;
+
+use super::*;
+use crate::cpu_state::{PendingEvents, msr};
+
+fn interesting() -> CpuState {
+    let mut state = CpuState::reset(3, false, 0x60fb1);
+    for (i, reg) in state.regs.iter_mut().enumerate() {
+        *reg = 0x0101_0101_0101_0101 * i as u64;
+    }
+    for (i, ymm) in state.fpu.ymm.iter_mut().enumerate() {
+        *ymm = std::array::from_fn(|b| (i * 32 + b) as u8);
+    }
+    for (i, st) in state.fpu.st.iter_mut().enumerate() {
+        *st = std::array::from_fn(|b| (i * 10 + b) as u8);
+    }
+    state.fpu.avx512 = Some(Box::new(std::array::from_fn(|i| i as u8)));
+    (state.fpu.fop, state.fpu.fip, state.fpu.fdp, state.fpu.xstate_bv) = (1, 2, 3, 0xe7);
+    state.xcr0 = 0xe7;
+    state.events = PendingEvents {
+        interrupt: Some((0x31, true)),
+        shadow: true,
+        nmi_masked: true,
+        exception: Some((14, Some(0))),
+        exception_pending: true,
+        exception_payload: Some(0x1000),
+        ..PendingEvents::default()
+    };
+    for (n, index) in
+        [msr::PVM_VCPU_STRUCT, msr::TSC_DEADLINE, msr::KVM_STEAL_TIME, msr::MISC_ENABLE].into_iter().enumerate()
+    {
+        state.set_msr(index, 0x1000 + n as u64);
+    }
+    state.tsc_khz = 2_600_000;
+    state
+}
+
+#[test]
+fn all_registers_survive_the_wire() {
+    let state = interesting();
+    let mut back = CpuWire::from_state(&state).into_state(CpuState::default());
+    ApicWire::from_state(&state).apply(&mut back);
+    for &(index, value) in &state.msrs {
+        assert_eq!(back.msr(index), value, "MSR {index:#x}");
+    }
+    back.msrs = state.msrs.clone();
+    assert_eq!(back, state);
+}
+
+#[test]
+fn the_fixed_part_has_the_size_of_qemus() {
+    let mut out = Encoder::new();
+    let mut state = CpuState::reset(0, true, 0);
+    state.set_msr(msr::TSC_ADJUST, 0);
+    CpuWire::from_state(&state).encode(&mut out);
+    assert_eq!(out.len(), 1817, "up to the first subsection");
+    let mut out = Encoder::new();
+    ApicWire::from_state(&state).encode(&mut out);
+    assert_eq!(out.len(), 181);
+}
+
+#[test]
+fn states_that_no_cpu_has_are_refused() {
+    let good = CpuWire::from_state(&interesting());
+    good.check().unwrap();
+    let mut paging_without_protection = interesting();
+    paging_without_protection.cr0 = 1 << 31;
+    let mut wild_gs = interesting();
+    wild_gs.segs[5].base = 1 << 50;
+    for bad in [paging_without_protection, wild_gs] {
+        CpuWire::from_state(&bad).check().unwrap_err();
+    }
+}
