@@ -130,9 +130,12 @@ impl<C: Clone + 'static> Registry<C> {
         let mut names: Vec<_> = self.catalogue.commands.keys().copied().collect();
         names.sort_by_key(|name| order(name));
         let list: Vec<_> = names.iter().map(|name| CommandInfo { name: (*name).to_owned() }).collect();
-        let answer: Rc<[Value]> = introspect::describe(&names, &self.events).into();
+        let answer = Value::Array(introspect::describe(&names, &self.events));
         self.register::<cmd::QueryCommands>(async move |_, _| Ok(list.clone()));
-        self.register::<cmd::QueryQmpSchema>(async move |_, _| Ok(Value::Array(answer.to_vec())));
+        let schema = move |_: C, _: Map| -> LocalBoxFuture<'static, Result<Value>> {
+            Box::pin(std::future::ready(Ok(answer.clone())))
+        };
+        self.insert(cmd::QueryQmpSchema::DEF, Rc::new(schema));
         Dispatcher { catalogue: Arc::new(self.catalogue), handlers: self.handlers }
     }
 }

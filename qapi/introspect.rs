@@ -181,3 +181,7 @@ fn json_type(name: &str) -> &str {
         other => other,
     }
 }
+
+#[cfg(test)]
+#[path = "tests/introspect.rs"]
+mod tests;

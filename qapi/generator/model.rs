@@ -286,10 +286,16 @@ impl<'a> Builder<'a> {
             return Err("the discriminator is not an enum".into());
         };
         let cases = self.enumeration(&e.body)?;
-        let variants = self.branches(body)?;
-        if let Some((case, _)) = variants.iter().find(|(case, _)| !cases.iter().any(|c| c.name == *case)) {
-            return Err(format!("'{case}' is no value of '{enum_name}'"));
+        let mut variants = self.branches(body)?;
+        let all = e.body.get("data");
+        for (case, _) in &variants {
+            let named = |v: &Value| v.as_str().or_else(|| v.get("name")?.as_str()) == Some(case);
+            if !matches!(all, Some(Value::List(items)) if items.iter().any(named)) {
+                return Err(format!("'{case}' is no value of '{enum_name}'"));
+            }
         }
+        // A value that the configuration leaves out takes its branch along.
+        variants.retain(|(case, _)| cases.iter().any(|c| c.name == *case));
         Ok(Kind::Object { members, tag: Some(tag), variants })
     }
 

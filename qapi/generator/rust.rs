@@ -72,13 +72,9 @@ impl Emitter<'_> {
                 Kind::Enum(members) => {
                     let variants: Vec<_> =
                         members.iter().map(|m| format!("{} = {:?}", variant_name(&m.name), m.name)).collect();
-                    w!(
-                        self.out,
-                        "qapi_enum! {{ #[doc = {:?}] {}, {id}; {} }}",
-                        t.doc,
-                        type_name(&t.name),
-                        variants.join(", ")
-                    );
+                    w!(self.out, "qapi_enum! {{");
+                    self.doc(&t.doc);
+                    w!(self.out, "{}, {id}; {} }}", type_name(&t.name), variants.join(", "));
                 }
                 Kind::Object { .. } if self.is_arg(id) => {}
                 Kind::Object { members, tag: None, .. } => {
@@ -421,11 +417,10 @@ fn defaultable(schema: &Schema, boxed: &BTreeSet<(TypeId, TypeId)>) -> Vec<bool>
     loop {
         let mut changed = false;
         for (id, t) in schema.types.iter().enumerate() {
-            if let (true, Kind::Object { members, .. }) = (able[id], &t.kind) {
-                if members.iter().any(|m| !m.optional && (!able[m.ty] || boxed.contains(&(id, m.ty)))) {
-                    able[id] = false;
-                    changed = true;
-                }
+            let Kind::Object { members, .. } = &t.kind else { continue };
+            if able[id] && members.iter().any(|m| !m.optional && (!able[m.ty] || boxed.contains(&(id, m.ty)))) {
+                able[id] = false;
+                changed = true;
             }
         }
         if !changed {
@@ -436,6 +431,10 @@ fn defaultable(schema: &Schema, boxed: &BTreeSet<(TypeId, TypeId)>) -> Vec<bool>
 
 /// The Rust name of a type: most are camel case already.
 fn type_name(name: &str) -> String {
+    const TAKEN: &[&str] = &["Box", "Map", "Null", "Option", "Result", "String", "Value", "Vec"];
+    if TAKEN.contains(&name) {
+        return format!("Qapi{name}");
+    }
     if name.contains(['-', '_']) { camel(name) } else { name.to_owned() }
 }
 
