@@ -1,4 +1,11 @@
 //! Tests of Lockstep from outside: the documented COLO procedure and other real sessions, replayed with a guest that notices every
 //! lost byte. The guest itself is in `guest/`.
 
+pub mod colo;
+pub mod emulator;
 pub mod guest_image;
+pub mod machine;
+pub mod monitor;
+pub mod procedure;
+pub mod stage;
+pub mod traffic;

@@ -1,0 +1,261 @@
+//! A pair of VMs driven by the lines of the guide, step by step.
+use crate::guest_image::GuestImage;
+use crate::machine::Machine;
+use crate::monitor::{Failure, PROMPT};
+use crate::procedure::{Place, Procedure, secondary_at, with_peer};
+use crate::stage::Stage;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// How long the first copy of RAM or disk, or a failover, may take.
+pub const LONG: Duration = Duration::from_secs(90);
+
+/// How a person gives a file to a monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paste {
+    /// Line after line, each after the answer to the one before.
+    Lines,
+    /// The file in one write.
+    AtOnce,
+}
+
+/// Two VMs, or one that waits for a new partner.
+pub struct Pair<'a> {
+    stage: &'a Stage,
+    procedure: Procedure,
+    paste: Paste,
+    /// The VM that serves.
+    pub primary: Machine,
+    /// The VM that runs alongside.
+    pub secondary: Option<Machine>,
+    primary_place: Place,
+    secondary_place: Place,
+    /// Has today's primary been a secondary?
+    promoted: bool,
+    started: usize,
+}
+
+impl<'a> Pair<'a> {
+    /// Makes the images and starts both VMs: steps 1 to 4. Returns when both run.
+    ///
+    /// # Panics
+    /// If a step fails.
+    pub fn start(stage: &'a Stage, paste: Paste) -> Self {
+        let mut pair = Self::launch(stage, paste);
+        pair.set_up_secondary();
+        pair.join("4-primary-setup.jsonl");
+        pair
+    }
+
+    /// Steps 1 and 2 alone: both VMs wait.
+    ///
+    /// # Panics
+    /// If a step fails.
+    pub fn launch(stage: &'a Stage, paste: Paste) -> Self {
+        let procedure = Procedure::read();
+        let (first, second) = (Place::first(), Place::second());
+        let image = Path::new(&first.folder).join("primary.qcow2");
+        GuestImage::default().create(&image).unwrap_or_else(|error| panic!("The guest's image: {error}"));
+        std::fs::copy(&image, Path::new(&second.folder).join("primary.qcow2")).expect("copying an image");
+        let primary = Machine::start(stage.host(), "primary", procedure.block("1-primary.sh"));
+        let mut pair = Self {
+            stage,
+            procedure,
+            paste,
+            primary,
+            secondary: None,
+            primary_place: first,
+            secondary_place: second,
+            promoted: false,
+            started: 0,
+        };
+        pair.start_secondary();
+        for machine in [&pair.primary, pair.secondary()] {
+            machine.monitor.greeting(LONG).unwrap_or_else(|failure| panic!("{}: {failure}", machine.name()));
+        }
+        pair
+    }
+
+    /// The secondary.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn secondary(&self) -> &Machine {
+        self.secondary.as_ref().expect("a secondary")
+    }
+
+    /// Step 5: another checkpoint period, at once.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn set_checkpoint_delay(&mut self) {
+        self.give_primary("5-checkpoint-delay.jsonl");
+    }
+
+    /// Waits for `count` more checkpoints on both sides.
+    ///
+    /// # Panics
+    /// If they do not come.
+    pub fn wait_for_checkpoints(&mut self, count: usize) {
+        let marks = [self.primary.monitor.mark(), self.secondary().monitor.mark()];
+        for (machine, mark) in [&self.primary, self.secondary()].into_iter().zip(marks) {
+            let done = machine.monitor.events("RESUME", count, mark, LONG);
+            done.unwrap_or_else(|failure| panic!("{}: {failure}", machine.name()));
+        }
+    }
+
+    /// Kills the secondary and goes on alone: step 6.
+    ///
+    /// # Panics
+    /// If the failover fails.
+    pub fn lose_secondary(&mut self) {
+        let mark = self.primary.monitor.mark();
+        let mut dead = self.secondary.take().expect("a secondary");
+        dead.kill();
+        self.give_primary("6-primary-failover.jsonl");
+        self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("primary: {failure}"));
+        self.wait_until_alone();
+    }
+
+    /// Kills the primary and promotes the secondary: step 7.
+    ///
+    /// # Panics
+    /// If the failover fails.
+    pub fn lose_primary(&mut self) {
+        let survivor = self.secondary.take().expect("a secondary");
+        let mark = survivor.monitor.mark();
+        let mut dead = std::mem::replace(&mut self.primary, survivor);
+        dead.kill();
+        std::mem::swap(&mut self.primary_place, &mut self.secondary_place);
+        self.promoted = true;
+        self.give_primary("7-secondary-failover.jsonl");
+        self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("survivor: {failure}"));
+        self.wait_until_alone();
+    }
+
+    /// Starts a new secondary in the dead one's place and replicates to it: step 8, or 9 if today's primary was a secondary once.
+    ///
+    /// # Panics
+    /// If a step fails.
+    pub fn resume(&mut self) {
+        self.start_secondary();
+        let greeting = self.secondary().monitor.greeting(LONG);
+        greeting.unwrap_or_else(|failure| panic!("new secondary: {failure}"));
+        self.set_up_secondary();
+        let (copy, join) = if self.promoted {
+            ("9-secondary-resume-a.jsonl", "9-secondary-resume-b.jsonl")
+        } else {
+            ("8-primary-resume-a.jsonl", "8-primary-resume-b.jsonl")
+        };
+        let mark = self.primary.monitor.mark();
+        self.give_primary(copy);
+        self.primary
+            .monitor
+            .event("BLOCK_JOB_READY", mark, LONG)
+            .unwrap_or_else(|failure| panic!("primary: {failure}"));
+        self.join(join);
+    }
+
+    /// Lets `qemu-img check` look at the images of both places; the VMs must have ended.
+    ///
+    /// # Panics
+    /// If an image has errors.
+    pub fn check_images(&self) {
+        for place in [&self.primary_place, &self.secondary_place] {
+            for entry in std::fs::read_dir(&place.folder).expect("the folder of images") {
+                let path = entry.expect("an entry").path();
+                if path.extension().is_some_and(|kind| kind == "qcow2") {
+                    check_image(&path);
+                }
+            }
+        }
+    }
+
+    /// Ends both VMs by `quit` and checks their images.
+    ///
+    /// # Panics
+    /// If one ends badly.
+    pub fn end(mut self) {
+        // The primary first: a secondary that loses its primary stays up, a primary without secondary holds its packets.
+        let places = (self.primary_place.clone(), self.secondary_place.clone());
+        if let Some(mut secondary) = self.secondary.take() {
+            secondary.kill();
+        }
+        self.primary.kill();
+        for place in [places.0, places.1] {
+            let image = Path::new(&place.folder).join("primary.qcow2");
+            check_image(&image);
+        }
+    }
+
+    fn start_secondary(&mut self) {
+        self.started += 1;
+        let lines = secondary_at(self.procedure.block("2-secondary.sh"), &self.secondary_place, &self.primary_place);
+        self.secondary = Some(Machine::start(self.stage.host(), &format!("secondary{}", self.started), &lines));
+    }
+
+    fn set_up_secondary(&mut self) {
+        let text = self.procedure.block("3-secondary-setup.jsonl").to_string();
+        let paste = self.paste;
+        give(self.secondary.as_mut().expect("a secondary"), &text, paste);
+    }
+
+    /// Gives the primary the file that ends in `migrate`, and waits until both VMs run.
+    fn join(&mut self, file: &str) {
+        let marks = [self.primary.monitor.mark(), self.secondary().monitor.mark()];
+        self.give_primary(file);
+        for (machine, mark) in [&self.primary, self.secondary()].into_iter().zip(marks) {
+            let running = machine.monitor.event("RESUME", mark, LONG);
+            running.unwrap_or_else(|failure| panic!("{}: {failure}", machine.name()));
+        }
+        self.expect_colo_mode("primary");
+    }
+
+    fn give_primary(&mut self, file: &str) {
+        let text = with_peer(self.procedure.block(file), &self.secondary_place.address);
+        let paste = self.paste;
+        give(&mut self.primary, &text, paste);
+    }
+
+    fn expect_colo_mode(&mut self, mode: &str) {
+        let status = self.primary.monitor.command(r#"{"execute": "query-colo-status"}"#);
+        assert_eq!(status["mode"], mode, "{status}");
+    }
+
+    /// After the failover's answer the VM still has to start: it runs when `query-status` says so.
+    fn wait_until_alone(&mut self) {
+        let start = std::time::Instant::now();
+        loop {
+            let status = self.primary.monitor.command(r#"{"execute": "query-status"}"#);
+            let colo = self.primary.monitor.command(r#"{"execute": "query-colo-status"}"#);
+            if status["running"] == true && colo["mode"] == "none" {
+                return;
+            }
+            assert!(start.elapsed() < PROMPT, "the survivor does not run: {status} {colo}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn give(machine: &mut Machine, text: &str, paste: Paste) {
+    match paste {
+        Paste::Lines => machine.monitor.lines(text, LONG),
+        Paste::AtOnce => machine.monitor.all_at_once(text, LONG),
+    }
+}
+
+/// Runs `qemu-img check` on an image.
+///
+/// # Panics
+/// If it finds errors.
+pub fn check_image(path: &Path) {
+    let output = Command::new("qemu-img").arg("check").arg(path).stdin(Stdio::null()).output().expect("qemu-img");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}: {text}{}", path.display(), String::from_utf8_lossy(&output.stderr));
+}
+
+/// Is there no failure but a timeout?
+pub fn is_timeout(failure: &Failure) -> bool {
+    matches!(failure, Failure::Timeout(_))
+}

@@ -1,0 +1,100 @@
+//! A VM started by a block of shell lines, with its monitor on standard input and output.
+use crate::monitor::Monitor;
+use crate::stage::Host;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// The VM's processes: the shell and what it started, one process group.
+pub struct Machine {
+    /// The monitor.
+    pub monitor: Monitor,
+    name: String,
+    shell: Child,
+    errors: Arc<Mutex<Vec<String>>>,
+}
+
+impl Machine {
+    /// Hands `lines` to a shell on `host`.
+    ///
+    /// # Panics
+    /// If there is no shell.
+    pub fn start(host: &Host, name: &str, lines: &str) -> Self {
+        let mut command = host.command("sh");
+        command
+            .arg("-c")
+            .arg(lines)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let mut shell = command.spawn().unwrap_or_else(|error| panic!("sh: {error}"));
+        let (input, output) = (shell.stdin.take().expect("piped"), shell.stdout.take().expect("piped"));
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let (sink, stderr, tag) = (Arc::clone(&errors), shell.stderr.take().expect("piped"), name.to_string());
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                let Ok(line) = line else { break };
+                eprintln!("{tag}: {line}");
+                sink.lock().unwrap().push(line);
+            }
+        });
+        Self { monitor: Monitor::new(name, input, output), name: name.into(), shell, errors }
+    }
+
+    /// The VM's name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it wrote to standard error.
+    pub fn errors(&self) -> Vec<String> {
+        self.errors.lock().unwrap().clone()
+    }
+
+    /// Kills the VM with SIGKILL and waits until it is gone.
+    pub fn kill(&mut self) {
+        if self.exited().is_none() {
+            self.signal(rustix::process::Signal::KILL);
+            let _ = self.shell.wait();
+        }
+    }
+
+    /// Stops the VM's processes with SIGSTOP: a host that hangs.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets frozen processes go on.
+    pub fn thaw(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    /// Has the VM ended, and how?
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        self.shell.try_wait().ok().flatten()
+    }
+
+    /// Asks the VM to end (`quit`) and waits for it.
+    ///
+    /// # Panics
+    /// If it ends with an error.
+    pub fn quit(mut self) {
+        self.monitor.command(r#"{"execute": "quit"}"#);
+        let status = self.shell.wait().expect("the shell is our child");
+        assert!(status.success(), "{} ended with {status}", self.name);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        if let Some(group) = rustix::process::Pid::from_raw(self.shell.id() as i32) {
+            let _ = rustix::process::kill_process_group(group, signal);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,245 @@
+//! A small world of its own for each test: namespaces in which the paths, addresses and the bridge of the documented procedure are real.
+//!
+//! A test calls [`on_stage`]; its body runs in a second process of the same test binary, in fresh network, mount and process namespaces (and a
+//! user namespace where the caller is not root). Whatever the body starts dies with it.
+use crate::emulator::{Emulator, Missing};
+use rustix::mount::{MountFlags, MountPropagationFlags};
+use std::fs;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+const INSIDE: &str = "LOCKSTEP_STAGE";
+/// Set to anything, makes tests that would be skipped fail instead.
+const REQUIRED: &str = "LOCKSTEP_COMPAT_REQUIRED";
+
+/// Address of the clients' end of the guest's network.
+pub const CLIENT_ADDRESS: &str = "192.168.77.1";
+
+/// Runs `body` on a stage, or reports why it cannot and returns. `limit` bounds the whole of it.
+///
+/// # Panics
+/// If the body panics or exceeds the limit.
+pub fn on_stage<F: FnOnce(&Stage)>(limit: Duration, body: F) {
+    if std::env::var_os(INSIDE).is_some() {
+        watch_over(limit);
+        let stage = Stage::set_up().unwrap_or_else(|error| panic!("The stage cannot be set up: {error}"));
+        return body(&stage);
+    }
+    let test = test_name::<F>();
+    let outcome = Emulator::find().map_err(Skip::Missing).and_then(|_| run_inside(&test).map_err(Skip::Namespaces));
+    match outcome {
+        Ok(status) => assert!(status.success(), "{test} failed inside its stage: {status}"),
+        Err(reason) => {
+            assert!(std::env::var_os(REQUIRED).is_none(), "{test} cannot run: {reason}");
+            // Straight to the terminal: libtest would swallow it.
+            let _ = writeln!(io::stderr().lock(), "skipped {test}: {reason}");
+        }
+    }
+}
+
+enum Skip {
+    Missing(Missing),
+    Namespaces(io::Error),
+}
+
+impl std::fmt::Display for Skip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Skip::Missing(missing) => missing.fmt(f),
+            Skip::Namespaces(error) => write!(f, "namespaces are not allowed here ({error})"),
+        }
+    }
+}
+
+/// `module::test` from the type name `crate::module::test::{{closure}}`.
+fn test_name<F>() -> String {
+    let name = std::any::type_name::<F>();
+    let name = name.split("::{{closure}}").next().unwrap_or(name);
+    name.split_once("::").map_or(name, |(_, rest)| rest).to_string()
+}
+
+fn run_inside(test: &str) -> io::Result<ExitStatus> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args([test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .stdin(Stdio::null());
+    in_new_namespaces(&mut command);
+    command.status()
+}
+
+/// Makes a command's process the first one of new namespaces. Its parent, which waits for it, stays outside.
+pub fn in_new_namespaces(command: &mut Command) {
+    let root = rustix::process::geteuid().is_root();
+    let user_map = format!("0 {} 1", rustix::process::geteuid().as_raw());
+    let group_map = format!("0 {} 1", rustix::process::getegid().as_raw());
+    let enter = move || {
+        // SAFETY: only system calls; the process has one thread. PR_SET_PDEATHSIG takes a signal number.
+        let own = libc::CLONE_NEWNET | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        let mut result = if root { unsafe { libc::unshare(own) } } else { -1 };
+        if result != 0 {
+            // SAFETY: as above.
+            result = unsafe { libc::unshare(own | libc::CLONE_NEWUSER) };
+            if result != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for (file, text) in [("setgroups", "deny"), ("uid_map", user_map.as_str()), ("gid_map", group_map.as_str())]
+            {
+                fs::write(Path::new("/proc/self").join(file), text)?;
+            }
+        }
+        // SAFETY: as above; the parent only waits and exits.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            match libc::fork() {
+                -1 => Err(io::Error::last_os_error()),
+                0 => {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    Ok(())
+                }
+                child => {
+                    // The other end of the pipe over which std learns of a failed exec must be the child's alone, or the caller
+                    // would wait for it until the end.
+                    libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0);
+                    let mut status = 0;
+                    while libc::waitpid(child, &mut status, 0) == -1 && *libc::__errno_location() == libc::EINTR {}
+                    libc::_exit(if libc::WIFEXITED(status) {
+                        libc::WEXITSTATUS(status)
+                    } else {
+                        128 + libc::WTERMSIG(status)
+                    })
+                }
+            }
+        }
+    };
+    // SAFETY: the closure makes system calls and short allocations in a process that is about to exec; no lock of another thread is
+    // taken but the allocator's, which glibc makes usable after fork.
+    unsafe { command.pre_exec(enter) };
+}
+
+fn watch_over(limit: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        eprintln!("The test took longer than {limit:?}");
+        std::process::exit(124);
+    });
+}
+
+/// A host: the network namespace in which a VM and its ports live.
+#[derive(Clone)]
+pub struct Host {
+    /// `None` is the stage's own namespace.
+    network: Option<Arc<OwnedFd>>,
+    name: String,
+}
+
+impl Host {
+    /// A command that runs on this host.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        if let Some(network) = self.network.clone() {
+            // SAFETY: one system call on a descriptor that the closure keeps open.
+            unsafe {
+                command.pre_exec(move || {
+                    rustix::thread::move_into_link_name_space(network.as_fd(), None).map_err(io::Error::from)
+                });
+            }
+        }
+        command
+    }
+
+    /// The host's name in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` with blank-separated arguments.
+    ///
+    /// # Errors
+    /// What `ip` says.
+    pub fn ip(&self, arguments: &str) -> io::Result<()> {
+        run(self.command("ip").args(arguments.split(' ')))
+    }
+}
+
+fn run(command: &mut Command) -> io::Result<()> {
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| io::Error::other(format!("{:?}: {error}", command.get_program())))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr))))
+}
+
+/// The world of one test.
+pub struct Stage {
+    /// The emulator under test.
+    pub emulator: Emulator,
+    host: Host,
+}
+
+impl Stage {
+    /// Sets up mounts, `PATH` and the network of a process that already has its namespaces.
+    ///
+    /// # Errors
+    /// If a mount or a network command fails, or a binary is missing.
+    pub fn set_up() -> io::Result<Self> {
+        let emulator = Emulator::find().map_err(|missing| io::Error::other(missing.to_string()))?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private)?;
+        tmpfs("/mnt")?;
+        for folder in ["/mnt/vms/colo-test-primary", "/mnt/vms/colo-test-secondary", "/mnt/bin"] {
+            fs::create_dir_all(folder)?;
+        }
+        graft("/etc", "qemu")?;
+        tmpfs("/etc/qemu")?;
+        fs::write("/etc/qemu/bridge.conf", "allow br0\n")?;
+        if let Some(helper) = emulator.bridge_helper() {
+            graft("/usr/lib", "qemu")?;
+            tmpfs("/usr/lib/qemu")?;
+            std::os::unix::fs::symlink(helper, "/usr/lib/qemu/qemu-bridge-helper")?;
+        }
+        emulator.install(Path::new("/mnt/bin"))?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        // SAFETY: the stage is set up before the test starts threads that read the environment; the watching thread does not.
+        unsafe { std::env::set_var("PATH", format!("/mnt/bin:{path}:/usr/sbin:/sbin")) };
+        let host = Host { network: None, name: "host".into() };
+        host.ip("link set lo up")?;
+        host.ip("link add br0 type bridge")?;
+        host.ip(&format!("addr add {CLIENT_ADDRESS}/24 dev br0"))?;
+        host.ip("link set br0 up")?;
+        Ok(Self { emulator, host })
+    }
+
+    /// The one machine of a trial: both VMs, the bridge and the clients.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+}
+
+fn tmpfs(at: &str) -> io::Result<()> {
+    Ok(rustix::mount::mount("tmpfs", at, "tmpfs", MountFlags::empty(), Some(c"mode=755"))?)
+}
+
+/// Makes sure that the folder `parent`/`child` exists, without writing to the real file system: where it is missing, `parent` becomes a
+/// folder of links into the original.
+fn graft(parent: &str, child: &str) -> io::Result<()> {
+    let wanted = Path::new(parent).join(child);
+    if wanted.exists() {
+        return Ok(());
+    }
+    let original = format!("/mnt/original{}", parent.replace('/', "-"));
+    fs::create_dir_all(&original)?;
+    rustix::mount::mount_bind_recursive(parent, &original)?;
+    tmpfs(parent)?;
+    for entry in fs::read_dir(&original)? {
+        let entry = entry?;
+        std::os::unix::fs::symlink(entry.path(), Path::new(parent).join(entry.file_name()))?;
+    }
+    fs::create_dir(wanted)
+}
