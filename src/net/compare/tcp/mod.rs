@@ -1,0 +1,677 @@
+//! One TCP connection (RFC 9293), seen from the guest's side only: what each guest has sent and acknowledged.
+//!
+//! The primary's numbers are the network's; the secondary's have been translated to them by its rewriter, except in a
+//! SYN, whose sequence number nobody knows how to translate yet.
+
+mod emit;
+mod stream;
+
+use std::collections::VecDeque;
+
+pub(in crate::compare) use emit::fix_ipv4_checksum;
+use emit::{Template, Told, back_piece, finish, front_piece, right_edge};
+use stream::{Coverage, Stream};
+
+use super::stats::Protocol;
+use super::{Context, Load, Reason};
+use crate::packet::{Frame, FrameView, IpView, Kind, TcpView, after, flags, later};
+
+/// Segments of the secondary kept for an incarnation of the connection that the primary has not begun.
+const MAX_NEXT: usize = 64;
+/// Aborts of the secondary that wait for the primary's.
+const MAX_RESETS: u8 = 16;
+/// A window that grew by so many bytes is worth telling (two full segments).
+const WINDOW_STEP: u32 = 2896;
+
+/// What one guest has acknowledged and offered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ends {
+    /// The highest acknowledgement.
+    pub ack: Option<u32>,
+    /// The highest window edge, if the scale is known.
+    pub right: Option<u32>,
+    /// The window scale, known from a SYN|ACK.
+    pub scale: Option<u8>,
+    /// The newest window field.
+    pub window: u16,
+}
+
+impl Ends {
+    /// Takes in what a segment acknowledges; true if it acknowledges more than before.
+    fn learn(&mut self, frame: &Frame, tcp: &TcpView) -> bool {
+        if tcp.has(flags::SYN | flags::ACK) {
+            // The server names a scale only if the client did: then it holds for the connection.
+            self.scale = Some(tcp.options(frame).window_scale.unwrap_or(0));
+        }
+        if !tcp.has(flags::ACK) || tcp.has(flags::RST) {
+            return false;
+        }
+        let advanced = self.ack.is_none_or(|old| after(tcp.ack, old));
+        if advanced || self.ack == Some(tcp.ack) {
+            self.window = tcp.window;
+        }
+        self.ack = Some(self.ack.map_or(tcp.ack, |old| later(old, tcp.ack)));
+        if let Some(scale) = self.scale {
+            let scale = if tcp.has(flags::SYN) { 0 } else { scale };
+            let edge = tcp.ack.wrapping_add(u32::from(tcp.window) << scale);
+            self.right = Some(self.right.map_or(edge, |old| later(old, edge)));
+        }
+        advanced
+    }
+}
+
+/// A segment of the primary that waits.
+#[derive(Debug)]
+struct Held {
+    frame: Frame,
+    ip: IpView,
+    tcp: TcpView,
+    since: i64,
+    order: u64,
+    /// The largest frame it may leave in, if it came in fragments.
+    limit: Option<usize>,
+}
+
+impl Held {
+    /// Whether `other` says the same (a retransmission).
+    fn repeats(&self, other: &Held) -> bool {
+        let same = |t: &TcpView| (t.seq, t.flags & BOUNDARY_OR_FIN, t.len());
+        same(&self.tcp) == same(&other.tcp)
+            && self.frame.data[self.tcp.payload..self.tcp.end] == other.frame.data[other.tcp.payload..other.tcp.end]
+    }
+}
+
+/// A SYN begins, an RST ends an incarnation of the connection: what follows in the queue belongs to another.
+const BOUNDARY: u8 = flags::SYN | flags::RST;
+const BOUNDARY_OR_FIN: u8 = BOUNDARY | flags::FIN;
+
+/// The sequence number behind a segment, FIN counted.
+fn end_of(tcp: &TcpView) -> u32 {
+    tcp.data_end().wrapping_add(u32::from(tcp.has(flags::FIN)))
+}
+
+/// What the secondary's SYN said.
+#[derive(Debug)]
+struct Syn {
+    seq: u32,
+    payload: Vec<u8>,
+}
+
+/// The secondary's side of the connection.
+#[derive(Debug, Default)]
+struct Secondary {
+    ends: Ends,
+    syn: Option<Syn>,
+    stream: Stream,
+    fin: Option<u32>,
+    resets: u8,
+    /// When the oldest of `fin` and `resets` came that has no counterpart yet.
+    control_since: Option<i64>,
+    /// Segments from its next SYN on, while the primary has not begun that incarnation.
+    next: VecDeque<Frame>,
+    next_since: i64,
+}
+
+/// What is to be done with a held segment.
+enum Verdict {
+    Release,
+    /// It needs more of the secondary.
+    Wait,
+    /// Something before it in the stream has to leave first.
+    Gap,
+    Differs(Reason),
+}
+
+/// A connection.
+#[derive(Debug, Default)]
+pub(super) struct TcpConn {
+    /// Segments with data or FIN of the incarnation that the primary is in.
+    held: VecDeque<Held>,
+    /// From the next SYN or RST on, everything.
+    later: VecDeque<Held>,
+    held_bytes: usize,
+    /// The first sequence number that the network has not seen; everything before it has been released.
+    released: Option<u32>,
+    /// The initial sequence number of the incarnation that the primary is in.
+    isn: Option<u32>,
+    /// That SYN has not been released.
+    syn_waits: bool,
+    primary: Ends,
+    secondary: Secondary,
+    told: Told,
+    template: Option<Template>,
+    /// The newest pure acknowledgement that waits for the secondary.
+    pending: Option<(Frame, TcpView)>,
+    /// Since when the secondary's acknowledgement has not moved towards the primary's.
+    ack_lag: Option<i64>,
+    /// An abort that was released: sequence and acknowledgement number.
+    aborted: Option<(u32, u32)>,
+    /// The head of the queue is covered by the secondary to this point, since then.
+    partial: Option<(u32, i64)>,
+    diverged: bool,
+}
+
+impl TcpConn {
+    /// A segment that the primary guest sent; `limit` is the largest frame it may leave in, if it came in fragments.
+    pub fn primary(&mut self, frame: Frame, ip: IpView, tcp: TcpView, limit: Option<usize>, ctx: &mut Context<'_>) {
+        let held = Held { frame, ip, tcp, since: ctx.now, order: ctx.next_order(), limit };
+        if tcp.flags & BOUNDARY == 0 && self.later.is_empty() {
+            self.ordinary(held, ctx);
+        } else {
+            self.boundary(held, ctx);
+        }
+        self.settle(false, ctx);
+    }
+
+    /// A segment that the secondary guest sent.
+    pub fn secondary(&mut self, frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) {
+        let progressed = self.secondary_segment(frame, tcp, ctx);
+        self.settle(progressed, ctx);
+    }
+
+    /// Called some time after [`TcpConn::wants_patience`].
+    pub fn patience_over(&mut self, ctx: &mut Context<'_>) {
+        let limit = ctx.now - ctx.config.patience_ns;
+        if !self.diverged
+            && self.secondary.resets > 0
+            && self.head().is_some_and(|h| h.since <= limit && !h.tcp.has(flags::RST))
+        {
+            self.diverge(Reason::EndDiffers, ctx);
+        }
+        // The secondary may keep the rest back until this much is acknowledged (Nagle's algorithm): let it go.
+        if let Some((covered, since)) = self.partial
+            && since <= limit
+            && !self.diverged
+        {
+            self.release_front(covered, ctx);
+        }
+        self.settle(false, ctx);
+    }
+
+    /// Whether something may have to happen though no packet comes.
+    pub fn wants_patience(&self) -> bool {
+        let aborted = self.secondary.resets > 0 && self.head().is_some_and(|h| !h.tcp.has(flags::RST));
+        !self.diverged && (aborted || self.partial.is_some())
+    }
+
+    /// Since when the secondary's acknowledgement stays behind.
+    pub fn ack_lag_since(&self) -> Option<i64> {
+        self.ack_lag
+    }
+
+    /// When the oldest packet without counterpart came.
+    pub fn oldest(&self) -> Option<i64> {
+        let s = &self.secondary;
+        let next = (!s.next.is_empty()).then_some(s.next_since);
+        [self.head().map(|h| h.since), s.stream.oldest(), s.control_since, next].into_iter().flatten().min()
+    }
+
+    /// What is queued.
+    pub fn load(&self) -> Load {
+        Load {
+            primary_packets: self.held.len() + self.later.len(),
+            primary_bytes: self.held_bytes,
+            secondary_packets: self.secondary.stream.pieces() + self.secondary.next.len(),
+            secondary_bytes: self.secondary.stream.bytes(),
+        }
+    }
+
+    /// Whether the guest has aborted the connection.
+    pub fn is_closed(&self) -> bool {
+        self.aborted.is_some()
+    }
+
+    /// A checkpoint: the secondary is a copy of the primary now. Everything held goes to `ordered` with its place in the
+    /// order of arrival.
+    pub fn flush(&mut self, ordered: &mut Vec<(u64, Frame)>, ctx: &mut Context<'_>) {
+        self.diverged = false;
+        self.partial = None;
+        let mut last = 0;
+        loop {
+            self.become_copy();
+            while let Some(held) = self.held.pop_front() {
+                last = held.order;
+                self.release(held, ctx);
+                ordered.extend(ctx.out.frames.drain(..).map(|frame| (last, frame)));
+            }
+            let Some(held) = self.later.pop_front() else { break };
+            last = held.order;
+            self.begin(&held, ctx);
+            self.become_copy();
+            self.release(held, ctx);
+            self.readmit(ctx);
+            ordered.extend(ctx.out.frames.drain(..).map(|frame| (last, frame)));
+        }
+        self.become_copy();
+        self.tell_acknowledgement(ctx);
+        ordered.extend(ctx.out.frames.drain(..).map(|frame| (last.max(1), frame)));
+        self.ack_lag = None;
+        self.held_bytes = 0;
+    }
+
+    fn become_copy(&mut self) {
+        let s = &mut self.secondary;
+        s.ends = self.primary;
+        s.stream.clear();
+        s.next.clear();
+        (s.fin, s.resets, s.control_since) = (None, 0, None);
+        s.syn = self.isn.map(|seq| Syn { seq, payload: Vec::new() });
+    }
+
+    fn head(&self) -> Option<&Held> {
+        self.held.front().or(self.later.front())
+    }
+
+    /// After either side has spoken: releases what may leave.
+    fn settle(&mut self, progressed: bool, ctx: &mut Context<'_>) {
+        self.pump(ctx);
+        self.tell_acknowledgement(ctx);
+        let behind = match (self.primary.ack, self.secondary.ends.ack) {
+            (Some(p), Some(s)) => after(p, s),
+            _ => self.pending.is_some(),
+        };
+        if !behind {
+            self.ack_lag = None;
+        } else if progressed || self.ack_lag.is_none() {
+            self.ack_lag = Some(ctx.now);
+        }
+    }
+
+    /// A segment inside an incarnation.
+    fn ordinary(&mut self, mut held: Held, ctx: &mut Context<'_>) {
+        let tcp = held.tcp;
+        // The abort was not of this connection (an answer to a stray segment), which goes on.
+        self.aborted = None;
+        let advanced = self.primary.learn(&held.frame, &tcp);
+        match &mut self.template {
+            Some(template) => template.update(&held.frame, &held.ip, &tcp),
+            None => self.template = Some(Template::new(&held.frame, &held.ip, &tcp)),
+        }
+        if tcp.is_empty() && !tcp.has(flags::FIN) {
+            let Some(known) = self.secondary.ends.ack else {
+                self.pending = Some((held.frame, tcp));
+                return;
+            };
+            // What it acknowledges is not true on both sides yet, and what is has been told: sent now, it would look
+            // like a sign of loss.
+            if after(tcp.ack, known) && advanced && self.told.ack.is_some_and(|told| !after(known, told)) {
+                ctx.stats.merged += 1;
+                self.pending = Some((held.frame, tcp));
+                return;
+            }
+            self.pending = None;
+            return self.release_acknowledgement(held.frame, tcp, ctx);
+        }
+        if self.released.is_some_and(|released| !after(end_of(&tcp), released)) {
+            return self.emit(held, ctx);
+        }
+        if self.held.iter().any(|h| h.repeats(&held)) {
+            ctx.stats.coalesced += 1;
+            return;
+        }
+        held.frame.data.shrink_to(tcp.end);
+        self.held_bytes += held.frame.data.len();
+        self.held.push_back(held);
+    }
+
+    /// A SYN or RST, or anything behind one that waits.
+    fn boundary(&mut self, held: Held, ctx: &mut Context<'_>) {
+        let tcp = held.tcp;
+        if self.later.is_empty() {
+            if tcp.has(flags::SYN) && self.isn == Some(tcp.seq) && !tcp.has(flags::RST) {
+                self.primary.learn(&held.frame, &tcp);
+                return self.emit(held, ctx);
+            }
+            if tcp.has(flags::RST) && self.aborted == Some((tcp.seq, tcp.ack)) {
+                return self.emit(held, ctx);
+            }
+        }
+        if self.later.iter().any(|h| h.repeats(&held) && h.tcp.ack == tcp.ack) {
+            ctx.stats.coalesced += 1;
+            return;
+        }
+        self.held_bytes += held.frame.data.len();
+        self.later.push_back(held);
+    }
+
+    fn pump(&mut self, ctx: &mut Context<'_>) {
+        loop {
+            self.pump_held(ctx);
+            if self.diverged || !self.held.is_empty() {
+                return;
+            }
+            let Some(held) = self.later.pop_front() else { return };
+            self.begin(&held, ctx);
+            match self.judge_boundary(&held) {
+                Verdict::Release => {
+                    self.held_bytes -= held.frame.data.len();
+                    self.release(held, ctx);
+                    self.readmit(ctx);
+                }
+                Verdict::Differs(reason) => {
+                    self.later.push_front(held);
+                    return self.diverge(reason, ctx);
+                }
+                Verdict::Wait | Verdict::Gap => {
+                    self.later.push_front(held);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn pump_held(&mut self, ctx: &mut Context<'_>) {
+        let mut index = 0;
+        while index < self.held.len() && !self.diverged {
+            match self.judge(index, ctx.now) {
+                Verdict::Release => {
+                    let Some(held) = self.held.remove(index) else { return };
+                    self.held_bytes -= held.frame.data.len();
+                    self.partial = None;
+                    self.release(held, ctx);
+                    index = 0;
+                }
+                Verdict::Gap => index += 1,
+                Verdict::Wait if index > 0 => index += 1,
+                Verdict::Wait => return,
+                Verdict::Differs(reason) => return self.diverge(reason, ctx),
+            }
+        }
+    }
+
+    /// Looks at the held segment at `index`.
+    fn judge(&mut self, index: usize, now: i64) -> Verdict {
+        let held = &self.held[index];
+        let (tcp, s) = (&held.tcp, &self.secondary);
+        let released = *self.released.get_or_insert(tcp.data_seq());
+        if after(tcp.data_seq(), released) {
+            return Verdict::Gap;
+        }
+        let end = tcp.data_end();
+        // A repeated front has left before: only the rest is compared.
+        let skip = (released.wrapping_sub(tcp.data_seq()) as usize).min(tcp.len());
+        let start = tcp.data_seq().wrapping_add(skip as u32);
+        let wanted = &held.frame.data[tcp.payload + skip..tcp.end];
+        let (covered, full) = match s.stream.covers(start, wanted) {
+            Coverage::Differs => return Verdict::Differs(Reason::ContentDiffers),
+            Coverage::Full => (end, true),
+            Coverage::Partial(n) => (start.wrapping_add(n as u32), false),
+        };
+        if s.fin.is_some_and(|fin| after(end, fin)) {
+            return Verdict::Differs(Reason::EndDiffers);
+        }
+        let fin = tcp.has(flags::FIN);
+        if fin && full && s.stream.end().is_some_and(|last| after(last, end)) {
+            return Verdict::Differs(Reason::EndDiffers);
+        }
+        if full && (!fin || s.fin == Some(end)) {
+            return Verdict::Release;
+        }
+        if index == 0 {
+            self.partial = match self.partial {
+                _ if covered == start => None,
+                Some((at, since)) if at == covered => Some((at, since)),
+                _ => Some((covered, now)),
+            };
+        }
+        Verdict::Wait
+    }
+
+    fn judge_boundary(&self, held: &Held) -> Verdict {
+        let s = &self.secondary;
+        if held.tcp.has(flags::RST) {
+            return if s.resets > 0 { Verdict::Release } else { Verdict::Wait };
+        }
+        match &s.syn {
+            None => Verdict::Wait,
+            Some(syn) if syn.payload == held.frame.data[held.tcp.payload..held.tcp.end] => Verdict::Release,
+            Some(_) => Verdict::Differs(Reason::ContentDiffers),
+        }
+    }
+
+    /// Enters the incarnation that a SYN begins, once.
+    fn begin(&mut self, held: &Held, ctx: &mut Context<'_>) {
+        let tcp = &held.tcp;
+        if tcp.has(flags::RST) || (self.isn == Some(tcp.seq) && (self.syn_waits || self.released.is_some())) {
+            return;
+        }
+        let next = std::mem::take(&mut self.secondary.next);
+        self.secondary = Secondary::default();
+        self.primary = Ends::default();
+        self.primary.learn(&held.frame, tcp);
+        self.told = Told::default();
+        self.template = Some(Template::new(&held.frame, &held.ip, tcp));
+        (self.isn, self.syn_waits) = (Some(tcp.seq), true);
+        (self.released, self.pending, self.aborted, self.partial) = (None, None, None, None);
+        for frame in next {
+            if let Some(tcp) = reparse(&frame) {
+                self.secondary_segment(frame, tcp, ctx);
+            }
+        }
+    }
+
+    /// Segments behind a boundary that has been released are inside an incarnation now.
+    fn readmit(&mut self, ctx: &mut Context<'_>) {
+        while self.later.front().is_some_and(|h| h.tcp.flags & BOUNDARY == 0) {
+            let Some(held) = self.later.pop_front() else { return };
+            self.held_bytes -= held.frame.data.len();
+            self.ordinary(held, ctx);
+        }
+    }
+
+    /// Returns whether the secondary acknowledged more than before.
+    fn secondary_segment(&mut self, mut frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) -> bool {
+        let s = &mut self.secondary;
+        let parked = !s.next.is_empty();
+        if tcp.has(flags::SYN) && !tcp.has(flags::RST) {
+            let known = s.syn.as_ref().map(|syn| syn.seq == tcp.seq);
+            if parked || self.isn.is_none() || known == Some(false) {
+                return self.park(frame, ctx);
+            }
+            if known.is_none() {
+                s.syn = Some(Syn { seq: tcp.seq, payload: frame.data[tcp.payload..tcp.end].to_vec() });
+            }
+            return s.ends.learn(&frame, &tcp);
+        }
+        if parked {
+            return self.park(frame, ctx);
+        }
+        if tcp.has(flags::RST) {
+            s.resets = (s.resets + 1).min(MAX_RESETS);
+            if self.aborted.is_none() {
+                s.control_since.get_or_insert(ctx.now);
+            }
+            return false;
+        }
+        if self.isn.is_some() && s.syn.is_none() {
+            // Late words of an incarnation that the primary has left.
+            ctx.stats.secondary_ignored += 1;
+            return false;
+        }
+        let old = s.ends;
+        let advanced = s.ends.learn(&frame, &tcp);
+        if tcp.is_empty() && !tcp.has(flags::FIN) {
+            let repeated = !advanced && old.ack == Some(tcp.ack) && old.window == tcp.window;
+            if repeated && self.primary.ack.is_some_and(|p| after(p, tcp.ack)) {
+                // The secondary misses something that the primary has: its sign of loss has to reach the peer.
+                self.repeat_acknowledgement(ctx);
+            }
+            return advanced;
+        }
+        if self.diverged {
+            return advanced;
+        }
+        if tcp.has(flags::FIN) {
+            let fin = tcp.data_end();
+            if self.released.is_none_or(|released| !after(released, fin)) {
+                if s.fin.is_some_and(|other| other != fin) || s.stream.end().is_some_and(|end| after(end, fin)) {
+                    self.diverge(Reason::EndDiffers, ctx);
+                    return advanced;
+                }
+                s.fin = Some(fin);
+                s.control_since.get_or_insert(ctx.now);
+            }
+        }
+        let s = &mut self.secondary;
+        let anchor = self.released.or(s.stream.end()).unwrap_or(tcp.seq);
+        if tcp.seq.wrapping_sub(anchor).wrapping_add(1 << 30) > 2 << 30 {
+            ctx.stats.secondary_ignored += 1;
+            return advanced;
+        }
+        let skip = match self.released {
+            Some(released) if after(released, tcp.seq) => released.wrapping_sub(tcp.seq) as usize,
+            _ => 0,
+        };
+        if skip < tcp.len() {
+            frame.data.truncate(tcp.end);
+            let seq = tcp.seq.wrapping_add(skip as u32);
+            let same = s.stream.insert(seq, frame.data, tcp.payload + skip, ctx.now);
+            if !same {
+                self.diverge(Reason::ContentDiffers, ctx);
+            } else if s.fin.is_some_and(|fin| s.stream.end().is_some_and(|end| after(end, fin))) {
+                self.diverge(Reason::EndDiffers, ctx);
+            }
+        }
+        advanced
+    }
+
+    fn park(&mut self, frame: Frame, ctx: &mut Context<'_>) -> bool {
+        let s = &mut self.secondary;
+        if s.next.is_empty() {
+            s.next_since = ctx.now;
+        }
+        if s.next.len() < MAX_NEXT {
+            s.next.push_back(frame);
+        } else {
+            ctx.stats.secondary_ignored += 1;
+        }
+        false
+    }
+
+    fn diverge(&mut self, reason: Reason, ctx: &mut Context<'_>) {
+        self.diverged = true;
+        self.partial = None;
+        self.secondary.stream.clear();
+        ctx.diverged(Protocol::Tcp, reason);
+    }
+
+    /// The network gets to see a held segment.
+    fn release(&mut self, held: Held, ctx: &mut Context<'_>) {
+        let (tcp, s) = (held.tcp, &mut self.secondary);
+        if tcp.has(flags::RST) {
+            self.aborted = Some((tcp.seq, tcp.ack));
+            s.resets = s.resets.saturating_sub(1);
+            s.stream.clear();
+            (s.fin, s.control_since) = (None, None);
+        } else {
+            let end = end_of(&tcp);
+            let released = self.released.map_or(end, |old| later(old, end));
+            self.released = Some(released);
+            s.stream.trim(released);
+            if tcp.has(flags::SYN) {
+                self.syn_waits = false;
+            }
+            if s.fin.is_some_and(|fin| after(released, fin)) {
+                s.fin = None;
+                if s.resets == 0 {
+                    s.control_since = None;
+                }
+            }
+        }
+        self.emit(held, ctx);
+    }
+
+    /// Lets the head of the queue leave as far as `covered`; the rest stays.
+    fn release_front(&mut self, covered: u32, ctx: &mut Context<'_>) {
+        self.partial = None;
+        let Some(held) = self.held.front_mut() else { return };
+        let keep = covered.wrapping_sub(held.tcp.data_seq()) as usize;
+        let front = front_piece(&held.frame, &held.ip, &held.tcp, keep);
+        let (Some(front), Some(back)) = (front, back_piece(&held.frame, &held.ip, &held.tcp, keep)) else { return };
+        self.held_bytes = self.held_bytes - held.frame.data.len() + back.0.data.len();
+        (held.frame, held.tcp) = back;
+        let (ip, since, order, limit) = (held.ip, held.since, held.order, held.limit);
+        held.ip.end = held.tcp.end;
+        ctx.stats.split += 1;
+        let front = Held { ip: IpView { end: front.1.end, ..ip }, frame: front.0, tcp: front.1, since, order, limit };
+        self.release(front, ctx);
+    }
+
+    /// Sends a segment as it may be sent now.
+    fn emit(&mut self, mut held: Held, ctx: &mut Context<'_>) {
+        while let Some(limit) = held.limit.filter(|&limit| held.frame.data.len() > limit) {
+            let keep = limit.saturating_sub(held.tcp.payload).max(8);
+            let pieces = front_piece(&held.frame, &held.ip, &held.tcp, keep).zip(back_piece(
+                &held.frame,
+                &held.ip,
+                &held.tcp,
+                keep,
+            ));
+            let Some((mut front, back)) = pieces else { break };
+            ctx.stats.split += 1;
+            self.finish_and_send(&mut front.0, &front.1, None, ctx);
+            ctx.release(front.0);
+            (held.frame, held.tcp) = back;
+            held.ip.end = held.tcp.end;
+        }
+        self.finish_and_send(&mut held.frame, &held.tcp, None, ctx);
+        ctx.release(held.frame);
+    }
+
+    fn release_acknowledgement(&mut self, mut frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) {
+        // The network has not seen what the guest sent before it.
+        let seq = self.released.filter(|&released| after(tcp.seq, released));
+        self.finish_and_send(&mut frame, &tcp, seq, ctx);
+        ctx.release(frame);
+    }
+
+    fn finish_and_send(&mut self, frame: &mut Frame, tcp: &TcpView, seq: Option<u32>, ctx: &mut Context<'_>) {
+        let changed = finish(frame, tcp, &self.primary, &self.secondary.ends, &mut self.told, seq);
+        ctx.stats.clamped += u64::from(changed.clamped);
+    }
+
+    /// Tells the network that both sides have acknowledged more, or have more room, if nothing has carried it.
+    fn tell_acknowledgement(&mut self, ctx: &mut Context<'_>) {
+        let (Some(p), Some(s)) = (self.primary.ack, self.secondary.ends.ack) else { return };
+        if self.syn_waits || self.aborted.is_some() || (self.told.ack.is_none() && self.pending.is_none()) {
+            return;
+        }
+        let both = if after(p, s) { s } else { p };
+        let acknowledges_more = self.told.ack.is_none_or(|told| after(both, told));
+        let opens = self.told.window_lowered
+            && match (right_edge(&self.primary, &self.secondary.ends), self.told.right) {
+                (Some(edge), Some(told)) if after(edge, told) => {
+                    self.told.window_closed || edge.wrapping_sub(told) >= WINDOW_STEP
+                }
+                _ => false,
+            };
+        if !acknowledges_more && !opens {
+            return;
+        }
+        match self.pending.take() {
+            Some((frame, tcp)) => self.release_acknowledgement(frame, tcp, ctx),
+            None => self.repeat_acknowledgement(ctx),
+        }
+    }
+
+    /// Sends a pure acknowledgement of our own making.
+    fn repeat_acknowledgement(&mut self, ctx: &mut Context<'_>) {
+        if self.told.ack.is_none() || self.syn_waits {
+            return;
+        }
+        let unsent = self.released.or(self.held.front().map(|h| h.tcp.seq));
+        let Some(seq) = unsent.or(self.template.as_ref().map(Template::seq)) else { return };
+        let Some(made) = self.template.as_ref().and_then(|t| t.acknowledgement(seq, &self.primary, &self.told)) else {
+            return;
+        };
+        ctx.stats.synthesised += 1;
+        self.release_acknowledgement(made.0, made.1, ctx);
+    }
+}
+
+fn reparse(frame: &Frame) -> Option<TcpView> {
+    match FrameView::parse(frame).kind {
+        Kind::Ip(ip) => TcpView::parse(frame, &ip),
+        _ => None,
+    }
+}
