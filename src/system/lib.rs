@@ -1,1 +1,15 @@
-//! system
+//! The one room that knows everyone: the machine and its run state, the command line, the monitors' commands.
+
+pub mod cmdline;
+pub mod monitor;
+pub mod runstate;
+pub mod vm;
+
+/// The version of QEMU whose interfaces this program has.
+pub const QEMU_VERSION: [u32; 3] = [10, 0, 2];
+
+/// What `-version` says.
+pub fn version_text() -> String {
+    let [major, minor, micro] = QEMU_VERSION;
+    format!("QEMU emulator version {major}.{minor}.{micro} (Lockstep {})", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,3 @@
+//! The monitors.
+
+pub mod qmp;

@@ -1,0 +1,182 @@
+//! A QMP monitor: a session between whoever reads its bytes and the main context.
+//!
+//! Input is fed on a thread of its own, so that out-of-band commands are answered while the main context is busy. Other
+//! commands run on the main context, one at a time and in order.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Weak},
+};
+
+use lockstep_event::ContextHandle;
+use lockstep_qapi::{Catalogue, EventMessage, Session, SessionConfig};
+use parking_lot::{Condvar, Mutex};
+
+/// Where replies and events go. Must not block.
+pub type Output = Box<dyn Fn(Vec<u8>) + Send + Sync>;
+
+/// A monitor's two halves; the reading half may be used on any thread.
+pub struct QmpMonitor {
+    state: Mutex<State>,
+    /// Signalled when the session takes input again.
+    wants_input: Condvar,
+    output: Output,
+    catalogue: Arc<Catalogue>,
+    main: ContextHandle,
+    /// Starts running what waits, on the main context.
+    pump: Box<dyn Fn(Arc<QmpMonitor>) + Send + Sync>,
+}
+
+struct State {
+    session: Session,
+    /// Input that the session did not take yet.
+    backlog: VecDeque<u8>,
+    /// Whether the main context runs this monitor's commands now.
+    pumping: bool,
+    closed: bool,
+}
+
+impl QmpMonitor {
+    /// A monitor that writes to `output`; `pump` is called on the main context when commands wait, and runs
+    /// [`next_call`](Self::next_call) until there are none.
+    pub fn new(
+        config: SessionConfig,
+        catalogue: Arc<Catalogue>,
+        main: ContextHandle,
+        output: Output,
+        pump: impl Fn(Arc<QmpMonitor>) + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let session = Session::new(config, catalogue.clone());
+        let state = State { session, backlog: VecDeque::new(), pumping: false, closed: false };
+        let pump = Box::new(pump);
+        Arc::new(Self { state: Mutex::new(state), wants_input: Condvar::new(), output, catalogue, main, pump })
+    }
+
+    /// A client is there: it is greeted.
+    pub fn opened(&self) {
+        let mut state = self.state.lock();
+        state.closed = false;
+        state.session.open();
+        self.flush(&mut state);
+    }
+
+    /// The client is gone; what it asked and was not begun is dropped.
+    pub fn closed(&self) {
+        let mut state = self.state.lock();
+        state.session.close();
+        state.backlog.clear();
+        state.closed = true;
+        drop(state);
+        self.wants_input.notify_all();
+    }
+
+    /// Whether more input is wanted now.
+    pub fn can_read(&self) -> bool {
+        let state = self.state.lock();
+        state.backlog.is_empty() && state.session.wants_input()
+    }
+
+    /// Waits until input is wanted; false when the client is gone.
+    pub fn wait_for_input(&self) -> bool {
+        let mut state = self.state.lock();
+        while !state.closed && !(state.backlog.is_empty() && state.session.wants_input()) {
+            self.wants_input.wait(&mut state);
+        }
+        !state.closed
+    }
+
+    /// Takes input from the client. Commands out of band are run before this returns.
+    pub fn feed(self: &Arc<Self>, bytes: &[u8]) {
+        let mut state = self.state.lock();
+        state.backlog.extend(bytes);
+        self.take_backlog(&mut state);
+    }
+
+    fn take_backlog(self: &Arc<Self>, state: &mut State) {
+        loop {
+            let bytes = state.backlog.make_contiguous();
+            let taken = state.session.feed(bytes);
+            state.backlog.drain(..taken);
+            while let Some(call) = state.session.next_oob() {
+                let result = self.catalogue.call_oob(&call);
+                state.session.finish(call, result);
+            }
+            if taken == 0 || state.backlog.is_empty() {
+                break;
+            }
+        }
+        self.flush(state);
+        if !state.pumping {
+            state.pumping = true;
+            let this = self.clone();
+            self.main.post(move || (this.pump)(this.clone()));
+        }
+    }
+
+    /// The next command to run on the main context. After `None` the pump ends; it is called again when there is more.
+    pub fn next_call(self: &Arc<Self>) -> Option<lockstep_qapi::Call> {
+        let mut state = self.state.lock();
+        let call = state.session.next_call();
+        self.flush(&mut state);
+        if call.is_none() {
+            if !state.backlog.is_empty() && state.session.wants_input() {
+                self.take_backlog(&mut state);
+                if let Some(call) = state.session.next_call() {
+                    return Some(call);
+                }
+            }
+            state.pumping = false;
+            drop(state);
+            self.wants_input.notify_all();
+        }
+        call
+    }
+
+    /// Sends a command's result.
+    pub fn finish(self: &Arc<Self>, call: lockstep_qapi::Call, result: lockstep_util::Result<serde_json::Value>) {
+        let mut state = self.state.lock();
+        state.session.finish(call, result);
+        self.flush(&mut state);
+        if !state.backlog.is_empty() {
+            self.take_backlog(&mut state);
+        }
+    }
+
+    /// Sends an event, if the client has negotiated.
+    pub fn event(&self, event: &EventMessage) {
+        let mut state = self.state.lock();
+        state.session.event(event);
+        self.flush(&mut state);
+    }
+
+    fn flush(&self, state: &mut State) {
+        if state.session.has_output() {
+            let bytes = state.session.take_output();
+            if !state.closed {
+                (self.output)(bytes);
+            }
+        }
+    }
+}
+
+/// All QMP monitors, for events. Main context only.
+#[derive(Default)]
+pub struct Monitors {
+    list: std::cell::RefCell<Vec<Weak<QmpMonitor>>>,
+}
+
+impl Monitors {
+    /// Adds one.
+    pub fn add(&self, monitor: &Arc<QmpMonitor>) {
+        self.list.borrow_mut().push(Arc::downgrade(monitor));
+    }
+
+    /// Sends an event to all.
+    pub fn broadcast(&self, event: &EventMessage) {
+        let mut list = self.list.borrow_mut();
+        list.retain(|m| m.strong_count() > 0);
+        let monitors: Vec<_> = list.iter().filter_map(Weak::upgrade).collect();
+        drop(list);
+        monitors.iter().for_each(|m| m.event(event));
+    }
+}

@@ -1,0 +1,155 @@
+//! The virtual machine as the main context has it: its parts, and what its run state allows.
+
+mod control;
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    rc::Rc,
+    sync::Arc,
+};
+
+use lockstep_accel::{VcpuSet, kvm::KvmMachine};
+use lockstep_block::Graph;
+use lockstep_event::{Clocks, ContextHandle};
+use lockstep_hw::core::Board;
+use lockstep_qapi::{
+    EventMessage, EventType,
+    schema::{RebootAction, RunState, ShutdownAction, ShutdownCause},
+};
+use tokio::sync::{Mutex, watch};
+
+use crate::monitor::qmp::Monitors;
+
+/// What runs the guest.
+#[derive(Clone)]
+pub enum Accelerator {
+    /// Linux KVM.
+    Kvm(Arc<KvmMachine>),
+    /// Nobody: a test drives the bus.
+    Qtest,
+    /// A machine without CPUs (`-machine none`).
+    None,
+}
+
+/// Told of each change between running and not running, with the new state, before the guest runs and after it stopped.
+pub type StateListener = Rc<dyn Fn(bool, RunState)>;
+
+/// The machine. Lives on the main context.
+pub struct Vm {
+    /// The main context.
+    pub main: ContextHandle,
+    /// The guest's clocks.
+    pub clocks: Clocks,
+    /// What devices are built on.
+    pub board: Board,
+    /// The block graph.
+    pub graph: Graph,
+    /// QMP monitors, for events.
+    pub monitors: Monitors,
+    /// What runs the guest.
+    pub accelerator: Accelerator,
+    /// `-name`.
+    pub name: Option<String>,
+    /// `-uuid`.
+    pub uuid: Option<[u8; 16]>,
+    vcpus: OnceCell<VcpuSet>,
+    state: Cell<RunState>,
+    /// Held while the machine is being stopped or started, so that such changes come one at a time.
+    transition: Mutex<()>,
+    listeners: RefCell<Vec<StateListener>>,
+    /// What a guest's reset leads to.
+    pub on_reboot: Cell<RebootAction>,
+    /// What a guest's power off leads to.
+    pub on_shutdown: Cell<ShutdownAction>,
+    exit: watch::Sender<Option<Exit>>,
+}
+
+/// Why the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// The reason.
+    pub cause: ShutdownCause,
+    /// The process's exit status.
+    pub status: u8,
+}
+
+impl Vm {
+    /// A machine without devices, before it was started.
+    pub fn new(
+        main: ContextHandle,
+        board: Board,
+        accelerator: Accelerator,
+        name: Option<String>,
+        uuid: Option<[u8; 16]>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            main,
+            clocks: board.clocks.clone(),
+            board,
+            graph: Graph::new(),
+            monitors: Monitors::default(),
+            accelerator,
+            name,
+            uuid,
+            vcpus: OnceCell::new(),
+            state: Cell::new(RunState::Prelaunch),
+            transition: Mutex::new(()),
+            listeners: RefCell::default(),
+            on_reboot: Cell::new(RebootAction::Reset),
+            on_shutdown: Cell::new(ShutdownAction::Poweroff),
+            exit: watch::Sender::new(None),
+        })
+    }
+
+    /// Gives the machine its vCPUs, once.
+    pub fn set_vcpus(&self, vcpus: VcpuSet) {
+        let already = self.vcpus.set(vcpus).is_err();
+        debug_assert!(!already, "vCPUs are given once");
+    }
+
+    /// The vCPUs, if there are any.
+    pub fn vcpus(&self) -> Option<&VcpuSet> {
+        self.vcpus.get()
+    }
+
+    /// The run state.
+    pub fn state(&self) -> RunState {
+        self.state.get()
+    }
+
+    /// Whether the guest runs.
+    pub fn is_running(&self) -> bool {
+        self.state.get() == RunState::Running
+    }
+
+    /// Has a listener called at each change between running and not running.
+    pub fn add_state_listener(&self, listener: impl Fn(bool, RunState) + 'static) {
+        self.listeners.borrow_mut().push(Rc::new(listener));
+    }
+
+    /// Sends an event to all monitors.
+    pub fn emit<E: EventType>(&self, data: &E::Data) {
+        self.monitors.broadcast(&EventMessage::now::<E>(data));
+    }
+
+    /// Waits until the program is to end.
+    pub async fn wait_for_exit(&self) -> Exit {
+        let mut exit = self.exit.subscribe();
+        loop {
+            if let Some(exit) = *exit.borrow_and_update() {
+                return exit;
+            }
+            // The sender lives as long as `self`.
+            let _ = exit.changed().await;
+        }
+    }
+
+    /// Has the program end. The first reason counts.
+    pub fn request_exit(&self, cause: ShutdownCause, status: u8) {
+        self.exit.send_if_modified(|exit| {
+            let first = exit.is_none();
+            exit.get_or_insert(Exit { cause, status });
+            first
+        });
+    }
+}
