@@ -8,6 +8,8 @@
 
 mod clock;
 mod context;
+mod local;
 
 pub use clock::{Clock, Clocks, Timer};
 pub use context::{Context, ContextHandle, IoThread};
+pub use local::Local;

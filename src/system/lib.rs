@@ -2,7 +2,9 @@
 
 pub mod cmdline;
 pub mod monitor;
+pub mod qmp;
 pub mod runstate;
+pub mod startup;
 pub mod vm;
 
 /// The version of QEMU whose interfaces this program has.

@@ -61,6 +61,8 @@ pub struct Vm {
     pub on_reboot: Cell<RebootAction>,
     /// What a guest's power off leads to.
     pub on_shutdown: Cell<ShutdownAction>,
+    /// Whether the guest is to run once it is all there.
+    pub autostart: Cell<bool>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -97,6 +99,7 @@ impl Vm {
             listeners: RefCell::default(),
             on_reboot: Cell::new(RebootAction::Reset),
             on_shutdown: Cell::new(ShutdownAction::Poweroff),
+            autostart: Cell::new(true),
             exit: watch::Sender::new(None),
         })
     }

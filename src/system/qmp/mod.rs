@@ -1,0 +1,51 @@
+//! The commands of the machine protocol, one file a topic, as in the schema.
+
+mod run_state;
+
+use std::{rc::Rc, sync::Arc};
+
+use lockstep_event::Local;
+use lockstep_qapi::{Dispatcher, Registry, SessionConfig, schema::{VersionInfo, VersionTriple}};
+
+use crate::{
+    QEMU_VERSION,
+    monitor::qmp::{Output, QmpMonitor},
+    vm::Vm,
+};
+
+/// What handlers work on.
+pub type Ctx = Rc<Vm>;
+
+/// What `query-version` and the greeting say.
+pub fn version_info() -> VersionInfo {
+    let [major, minor, micro] = QEMU_VERSION.map(i64::from);
+    VersionInfo {
+        qemu: VersionTriple { major, minor, micro },
+        package: format!("Lockstep {}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+/// All commands.
+pub fn dispatcher() -> Rc<Dispatcher<Ctx>> {
+    let mut registry = Registry::new(version_info());
+    run_state::register(&mut registry);
+    Rc::new(registry.build())
+}
+
+/// Makes a QMP monitor for a machine.
+pub fn monitor(vm: &Rc<Vm>, dispatcher: &Rc<Dispatcher<Ctx>>, pretty: bool, oob: bool, output: Output) -> Arc<QmpMonitor> {
+    let config = SessionConfig { version: version_info(), oob, pretty };
+    // The pump runs on the main context only: what it uses may stay there.
+    let parts = Local::new((vm.clone(), dispatcher.clone()));
+    let monitor = QmpMonitor::new(config, dispatcher.catalogue().clone(), vm.main.clone(), output, move |monitor| {
+        let (vm, dispatcher) = parts.get().clone();
+        tokio::task::spawn_local(async move {
+            while let Some(call) = monitor.next_call() {
+                let result = dispatcher.call(vm.clone(), &call.name, call.arguments.clone()).await;
+                monitor.finish(call, result);
+            }
+        });
+    });
+    vm.monitors.add(&monitor);
+    monitor
+}

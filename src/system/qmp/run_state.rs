@@ -1,0 +1,81 @@
+//! The run state, and who the machine is.
+
+use lockstep_qapi::{Registry, cmd, event, schema::*};
+use lockstep_util::err;
+
+use super::Ctx;
+use crate::vm::Accelerator;
+
+pub fn register(registry: &mut Registry<Ctx>) {
+    registry.register::<cmd::QueryStatus>(async |vm: Ctx, _| {
+        Ok(StatusInfo { running: vm.is_running(), status: vm.state() })
+    });
+    registry.register::<cmd::Stop>(async |vm: Ctx, _| {
+        match vm.state() {
+            RunState::Inmigrate => vm.autostart.set(false),
+            RunState::Suspended => {}
+            _ => {
+                let _ = vm.stop_and_flush(RunState::Paused).await;
+            }
+        }
+        Ok(())
+    });
+    registry.register::<cmd::Cont>(async |vm: Ctx, _| {
+        if vm.state() == RunState::Inmigrate {
+            vm.autostart.set(true);
+            return Ok(());
+        }
+        vm.cont().await
+    });
+    registry.register::<cmd::SystemReset>(async |vm: Ctx, _| {
+        vm.reset(ShutdownCause::HostQmpSystemReset).await;
+        Ok(())
+    });
+    registry.register::<cmd::SystemPowerdown>(async |vm: Ctx, _| {
+        vm.board.powerdown.notify();
+        vm.emit::<event::Powerdown>(&Default::default());
+        Ok(())
+    });
+    registry.register::<cmd::SystemWakeup>(async |vm: Ctx, _| {
+        if vm.state() != RunState::Suspended {
+            return Err(err!("Unable to wake up: guest is not in suspended state"));
+        }
+        vm.handle_request(lockstep_hw::core::MachineRequest::Wakeup).await;
+        Ok(())
+    });
+    registry.register::<cmd::Quit>(async |vm: Ctx, _| {
+        vm.quit(ShutdownCause::HostQmpQuit);
+        Ok(())
+    });
+    registry.register::<cmd::SetAction>(async |vm: Ctx, args: cmd::SetAction| {
+        if let Some(action) = args.reboot {
+            vm.on_reboot.set(action);
+        }
+        if let Some(action) = args.shutdown {
+            vm.on_shutdown.set(action);
+        }
+        Ok(())
+    });
+    registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.name.clone() }));
+    registry.register::<cmd::QueryUuid>(async |vm: Ctx, _| {
+        Ok(UuidInfo { uuid: uuid_text(&vm.uuid.unwrap_or_default()) })
+    });
+    registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
+        let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
+        Ok(KvmInfo { enabled, present: true })
+    });
+    registry.register::<cmd::QueryTarget>(async |_, _| Ok(TargetInfo { arch: SysEmuTarget::X8664 }));
+    registry.announce::<event::Stop>();
+    registry.announce::<event::Resume>();
+    registry.announce::<event::Shutdown>();
+    registry.announce::<event::Powerdown>();
+    registry.announce::<event::Reset>();
+    registry.announce::<event::Suspend>();
+    registry.announce::<event::SuspendDisk>();
+    registry.announce::<event::Wakeup>();
+}
+
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
+}
