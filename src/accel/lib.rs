@@ -6,6 +6,7 @@
 pub mod cpu_model;
 pub mod cpu_state;
 pub mod kvm;
+pub mod qtest;
 mod threads;
 pub mod vmstate;
 

@@ -18,15 +18,30 @@ pub fn may_change(from: RunState, to: RunState) -> bool {
         Postmigrate => matches!(to, Running | FinishMigrate | Prelaunch | Paused | Shutdown | Colo),
         FinishMigrate => matches!(
             to,
-            Running | Postmigrate | Prelaunch | Colo | InternalError | IoError | Shutdown | Suspended | Watchdog | GuestPanicked | Paused | Debug
+            Running
+                | Postmigrate
+                | Prelaunch
+                | Colo
+                | InternalError
+                | IoError
+                | Shutdown
+                | Suspended
+                | Watchdog
+                | GuestPanicked
+                | Paused
+                | Debug
         ),
         RestoreVm => matches!(to, Running | Prelaunch | Suspended | Paused | Shutdown),
-        Colo => matches!(to, Running | Prelaunch | Shutdown | Paused | InternalError | Suspended | GuestPanicked | IoError),
+        Colo => {
+            matches!(to, Running | Prelaunch | Shutdown | Paused | InternalError | Suspended | GuestPanicked | IoError)
+        }
         Running => !matches!(to, Inmigrate | Prelaunch | Postmigrate),
         SaveVm => !matches!(to, Inmigrate),
         Shutdown => matches!(to, Paused | FinishMigrate | Prelaunch | Colo | Running | SaveVm),
         Suspended => matches!(to, Running | FinishMigrate | Prelaunch | Paused | SaveVm | RestoreVm | Shutdown | Colo),
-        Watchdog | GuestPanicked => matches!(to, Running | Paused | FinishMigrate | Prelaunch | Suspended | Colo | Shutdown),
+        Watchdog | GuestPanicked => {
+            matches!(to, Running | Paused | FinishMigrate | Prelaunch | Suspended | Colo | Shutdown)
+        }
     }
 }
 

@@ -30,14 +30,25 @@ const fn aliased(option: OptionDef, alias: &'static str) -> OptionDef {
 pub static OPTIONS: &[OptionDef] = &[
     aliased(flag("help", "display this help and exit"), "h"),
     flag("version", "display version information and exit"),
-    aliased(takes("machine", "machine [type=]name[,prop[=value][,...]]", "select the machine ('-machine help' lists them)"), "M"),
+    aliased(
+        takes("machine", "machine [type=]name[,prop[=value][,...]]", "select the machine ('-machine help' lists them)"),
+        "M",
+    ),
     takes("cpu", "cpu cpu", "select the CPU ('-cpu help' lists them)"),
-    takes("accel", "accel [accel=]accelerator[,prop[=value][,...]]", "select what runs the guest; may be given again as a fallback"),
+    takes(
+        "accel",
+        "accel [accel=]accelerator[,prop[=value][,...]]",
+        "select what runs the guest; may be given again as a fallback",
+    ),
     flag("enable-kvm", "run the guest by KVM, fail if that is not possible"),
     takes("smp", "smp [[cpus=]n][,sockets=n][,cores=n][,threads=n][,maxcpus=n]", "number of vCPUs and their topology"),
     takes("m", "m [size=]megs", "size of the guest's memory (M by default)"),
     takes("global", "global driver.property=value", "change a device property's default"),
-    takes("boot", "boot [order=drives][,once=drives][,menu=on|off][,strict=on|off]", "what to boot from: a floppy, c disk, d CD-ROM, n network"),
+    takes(
+        "boot",
+        "boot [order=drives][,once=drives][,menu=on|off][,strict=on|off]",
+        "what to boot from: a floppy, c disk, d CD-ROM, n network",
+    ),
     takes("device", "device driver[,prop[=value][,...]]", "add a device ('-device help', '-device driver,help')"),
     takes("name", "name string1[,process=string2][,debug-threads=on|off]", "name of the guest"),
     takes("uuid", "uuid uuid", "the machine's UUID"),
@@ -74,10 +85,18 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("add-fd", "add-fd fd=fd,set=set[,opaque=opaque]", "add a file descriptor to a set"),
     flag("no-reboot", "exit instead of rebooting"),
     flag("no-shutdown", "stop instead of exiting when the guest powers off"),
-    takes("action", "action reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none", "what an event leads to"),
+    takes(
+        "action",
+        "action reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
+        "what an event leads to",
+    ),
     flag("daemonize", "go to the background once everything is set up"),
     takes("rtc", "rtc [base=utc|localtime|<datetime>][,clock=host|vm]", "the real-time clock"),
-    takes("incoming", "incoming tcp:[host]:port|unix:path|fd:n|exec:command|file:name[,offset=n]|defer", "wait for a migration"),
+    takes(
+        "incoming",
+        "incoming tcp:[host]:port|unix:path|fd:n|exec:command|file:name[,offset=n]|defer",
+        "wait for a migration",
+    ),
     flag("only-migratable", "refuse devices that cannot migrate"),
     flag("nodefaults", "no default devices"),
     flag("no-user-config", "read no configuration files of the user"),
@@ -90,7 +109,10 @@ pub static OPTIONS: &[OptionDef] = &[
 
 /// The text of `-help`.
 pub fn help_text() -> String {
-    let mut text = format!("{}\nusage: qemu-system-x86_64 [options] [disk_image]\n\n'disk_image' is a raw hard disk image for IDE hard disk 0\n\nOptions:\n", crate::version_text());
+    let mut text = format!(
+        "{}\nusage: qemu-system-x86_64 [options] [disk_image]\n\n'disk_image' is a raw hard disk image for IDE hard disk 0\n\nOptions:\n",
+        crate::version_text()
+    );
     for option in OPTIONS.iter().filter(|o| !o.usage.is_empty()) {
         let usage = match option.alias {
             Some(alias) if alias.len() == 1 => format!("-{} or -{}", option.usage, alias),

@@ -5,7 +5,10 @@ mod run_state;
 use std::{rc::Rc, sync::Arc};
 
 use lockstep_event::Local;
-use lockstep_qapi::{Dispatcher, Registry, SessionConfig, schema::{VersionInfo, VersionTriple}};
+use lockstep_qapi::{
+    Dispatcher, Registry, SessionConfig,
+    schema::{VersionInfo, VersionTriple},
+};
 
 use crate::{
     QEMU_VERSION,
@@ -33,7 +36,13 @@ pub fn dispatcher() -> Rc<Dispatcher<Ctx>> {
 }
 
 /// Makes a QMP monitor for a machine.
-pub fn monitor(vm: &Rc<Vm>, dispatcher: &Rc<Dispatcher<Ctx>>, pretty: bool, oob: bool, output: Output) -> Arc<QmpMonitor> {
+pub fn monitor(
+    vm: &Rc<Vm>,
+    dispatcher: &Rc<Dispatcher<Ctx>>,
+    pretty: bool,
+    oob: bool,
+    output: Output,
+) -> Arc<QmpMonitor> {
     let config = SessionConfig { version: version_info(), oob, pretty };
     // The pump runs on the main context only: what it uses may stay there.
     let parts = Local::new((vm.clone(), dispatcher.clone()));

@@ -57,9 +57,8 @@ pub fn register(registry: &mut Registry<Ctx>) {
         Ok(())
     });
     registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.name.clone() }));
-    registry.register::<cmd::QueryUuid>(async |vm: Ctx, _| {
-        Ok(UuidInfo { uuid: uuid_text(&vm.uuid.unwrap_or_default()) })
-    });
+    registry
+        .register::<cmd::QueryUuid>(async |vm: Ctx, _| Ok(UuidInfo { uuid: uuid_text(&vm.uuid.unwrap_or_default()) }));
     registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
         let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
         Ok(KvmInfo { enabled, present: true })
