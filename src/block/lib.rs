@@ -12,6 +12,7 @@ mod drivers;
 pub mod file;
 pub mod graph;
 pub mod io;
+pub mod jobs;
 pub mod nbd;
 pub mod node;
 pub mod null;

@@ -3,8 +3,11 @@
 //! The wire format and both halves of the negotiation know nothing of sockets; the server that speaks them is an export
 //! (`crate::export`).
 
+pub mod address;
 pub mod client_handshake;
+pub mod connection;
 #[cfg(test)]
 mod handshake_tests;
 pub mod server_handshake;
+pub mod stream;
 pub mod wire;

@@ -1,0 +1,4 @@
+//! Long-running block operations.
+
+pub mod dirty;
+pub mod state;
