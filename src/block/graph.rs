@@ -9,7 +9,9 @@ use crate::options::Options;
 use indexmap::IndexMap;
 use lockstep_util::{Result, bail, err};
 use serde_json::Value;
+use std::any::{Any, TypeId};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::{Rc, Weak};
 use tokio::sync::Notify;
 
@@ -52,6 +54,8 @@ struct Inner {
     /// Nodes opened now wait for an incoming migration.
     inactive: Cell<bool>,
     collecting: tokio::sync::Mutex<()>,
+    /// What other parts of the block layer keep for a graph: jobs, exports.
+    extensions: RefCell<HashMap<TypeId, Rc<dyn Any>>>,
 }
 
 impl Default for Graph {
@@ -72,6 +76,7 @@ impl Graph {
                 events: RefCell::default(),
                 inactive: Cell::new(false),
                 collecting: tokio::sync::Mutex::new(()),
+                extensions: RefCell::default(),
             }),
         }
     }
@@ -79,6 +84,16 @@ impl Graph {
     /// A handle that does not keep the graph alive.
     pub fn downgrade(&self) -> WeakGraph {
         WeakGraph(Rc::downgrade(&self.inner))
+    }
+
+    /// The graph's one `T` (its jobs, its exports), made when first asked for.
+    pub fn extension<T: Default + 'static>(&self) -> Rc<T> {
+        let mut extensions = self.inner.extensions.borrow_mut();
+        let found = extensions.entry(TypeId::of::<T>()).or_insert_with(|| Rc::new(T::default())).clone();
+        match found.downcast() {
+            Ok(found) => found,
+            Err(_) => unreachable!("an extension is stored under its own type"),
+        }
     }
 
     /// Where events of the block layer go.

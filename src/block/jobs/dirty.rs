@@ -22,6 +22,19 @@ impl DirtyMap {
         self.granularity
     }
 
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Whether no piece that the range touches is dirty.
+    pub fn is_clean_range(&self, offset: u64, len: u64) -> bool {
+        match self.next_dirty(offset, self.granularity) {
+            Some((dirty, _)) => dirty >= offset.saturating_add(len),
+            None => true,
+        }
+    }
+
     /// Dirty bytes (the last piece counts only as far as the disk goes).
     pub fn dirty_bytes(&self) -> u64 {
         let last = self.size.div_ceil(self.granularity).wrapping_sub(1);

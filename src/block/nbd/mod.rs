@@ -6,8 +6,11 @@
 pub mod address;
 pub mod client_handshake;
 pub mod connection;
+pub mod driver;
 #[cfg(test)]
 mod handshake_tests;
 pub mod server_handshake;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 pub mod wire;

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use socket2::{SockRef, Socket};
@@ -150,21 +151,31 @@ pub struct YankHandle {
 #[derive(Debug, Default)]
 struct YankInner {
     socket: Mutex<Option<Socket>>,
+    done: AtomicBool,
     yanked: tokio::sync::Notify,
 }
 
 impl YankHandle {
-    /// Shuts the socket down, and makes an attempt to connect fail.
+    /// Shuts the socket down, and makes an attempt to connect fail. There is no way back.
     pub fn yank(&self) {
+        self.inner.done.store(true, Ordering::Release);
         if let Some(socket) = &*self.inner.socket.lock() {
             let _ = socket.shutdown(std::net::Shutdown::Both);
         }
         self.inner.yanked.notify_waiters();
     }
 
-    /// Resolves at the next [`YankHandle::yank`].
+    /// Whether it was yanked: there will be no connection any more.
+    pub fn is_yanked(&self) -> bool {
+        self.inner.done.load(Ordering::Acquire)
+    }
+
+    /// Resolves when it is yanked.
     pub async fn yanked(&self) {
-        self.inner.yanked.notified().await;
+        let yanked = self.inner.yanked.notified();
+        if !self.is_yanked() {
+            yanked.await;
+        }
     }
 
     /// The socket that is to be shut down from now on.

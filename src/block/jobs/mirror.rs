@@ -1,0 +1,474 @@
+//! The engine of mirror and active commit: copies what is dirty, keeps up with new writes, ends when both sides are
+//! equal.
+//!
+//! Ranges that read as zeroes on both sides cost one status query; data goes in requests of a few megabytes, several at
+//! a time. Two copies of the same range never overlap in time, so the target cannot end with older data.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use lockstep_util::{Error, Result, bail};
+use tokio::sync::Notify;
+
+use super::dirty::DirtyMap;
+use super::edge::JobEdge;
+use super::job::{ErrorAction, Job, JobDriver, OnError};
+use crate::child::Child;
+use crate::driver::{LocalBoxFuture, Preallocation, Status, WriteFlags};
+use crate::graph::WeakGraph;
+use crate::node::{Node, OpBlockGuard, WriteHook};
+
+/// Most copies under way.
+const MAX_IN_FLIGHT: usize = 16;
+/// Most bytes of one copy.
+const MAX_COPY: u64 = 4 << 20;
+/// Most bytes whose status is asked for at once.
+const MAX_STATUS: u64 = 1 << 30;
+/// How long a ready job sleeps without being woken.
+const IDLE: Duration = Duration::from_millis(100);
+/// Default of `buf-size`, in bytes.
+pub const DEFAULT_BUF_SIZE: u64 = 16 << 20;
+
+/// What is copied at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    /// The whole disk.
+    Full,
+    /// What the top layer holds.
+    Top,
+    /// Only new writes.
+    None,
+}
+
+impl SyncMode {
+    /// Names as arguments have them.
+    pub const NAMES: &'static [(&'static str, Self)] =
+        &[("full", Self::Full), ("top", Self::Top), ("none", Self::None)];
+}
+
+/// What happens when a ready job is told to complete.
+pub type Pivot = Box<dyn Fn(&Engine) -> LocalBoxFuture<'static, Result<()>>>;
+
+/// What a mirror is made of.
+pub struct MirrorParts {
+    /// For the edges of the job.
+    pub edge: Rc<JobEdge>,
+    /// Read from here.
+    pub source: Rc<Child>,
+    /// Written to here.
+    pub target: Rc<Child>,
+    /// Commit: only what is allocated above this node is copied, and it is the target.
+    pub base: Option<Rc<Node>>,
+    /// What is copied at the start.
+    pub sync: SyncMode,
+    /// Bytes for each bit of the dirty map (a power of two).
+    pub granularity: u64,
+    /// Most bytes under way.
+    pub buf_size: u64,
+    /// About errors of the source.
+    pub on_source_error: OnError,
+    /// About errors of the target.
+    pub on_target_error: OnError,
+    /// Zeroes may be written by unmapping.
+    pub unmap: bool,
+    /// Completes without being told, as soon as both sides are equal.
+    pub auto_complete: bool,
+    /// What completing does, under drain.
+    pub pivot: Pivot,
+    /// Operations kept from the nodes.
+    pub blockers: Vec<OpBlockGuard>,
+}
+
+/// The state of a running mirror.
+pub struct Engine {
+    graph: WeakGraph,
+    parts: MirrorParts,
+    dirty: RefCell<DirtyMap>,
+    copying: RefCell<Vec<(u64, u64)>>,
+    bytes_in_flight: Cell<u64>,
+    /// Bytes of data under way.
+    buffered: Cell<u64>,
+    /// The source is known to have data from here to there.
+    data_end: Cell<(u64, u64)>,
+    cursor: Cell<u64>,
+    failure: RefCell<Option<(bool, io::Error)>>,
+    changed: Notify,
+    job: RefCell<Option<Rc<Job>>>,
+}
+
+/// The job driver.
+pub struct Mirror {
+    engine: Rc<Engine>,
+    /// Whether the pivot was done.
+    hook: RefCell<Option<Rc<dyn WriteHook>>>,
+}
+
+impl Mirror {
+    /// A mirror of these parts.
+    pub fn new(graph: &crate::graph::Graph, parts: MirrorParts) -> Result<Self> {
+        let size = parts.source.node().len().map_err(|e| Error::with_errno("Failed to get image size", &e))?;
+        let dirty = DirtyMap::new(size, parts.granularity);
+        let engine = Rc::new(Engine {
+            graph: graph.downgrade(),
+            parts,
+            dirty: RefCell::new(dirty),
+            copying: RefCell::default(),
+            bytes_in_flight: Cell::new(0),
+            buffered: Cell::new(0),
+            data_end: Cell::new((0, 0)),
+            cursor: Cell::new(0),
+            failure: RefCell::default(),
+            changed: Notify::new(),
+            job: RefCell::default(),
+        });
+        let hook: Rc<dyn WriteHook> = engine.clone();
+        engine.source().add_write_hook(Rc::downgrade(&hook));
+        Ok(Self { engine, hook: RefCell::new(Some(hook)) })
+    }
+}
+
+impl Engine {
+    /// The node that is read.
+    pub fn source(&self) -> Rc<Node> {
+        self.parts.source.node()
+    }
+
+    /// The node that is written.
+    pub fn target(&self) -> Rc<Node> {
+        self.parts.target.node()
+    }
+
+    /// The graph, while it lives.
+    pub fn graph(&self) -> Result<crate::graph::Graph> {
+        self.graph.upgrade().ok_or_else(|| Error::new("The block graph is gone"))
+    }
+
+    fn is_equal(&self) -> bool {
+        self.dirty.borrow().is_clean() && self.copying.borrow().is_empty()
+    }
+
+    fn remaining(&self) -> u64 {
+        self.dirty.borrow().dirty_bytes() + self.bytes_in_flight.get()
+    }
+
+    async fn run(self: &Rc<Self>, job: &Rc<Job>) -> Result<()> {
+        *self.job.borrow_mut() = Some(job.clone());
+        self.parts.edge.set_job(job);
+        self.check_lengths().await?;
+        self.mark_initial(job).await?;
+        let result = self.copy_until_done(job).await;
+        // Copies still under way hold nothing that is freed here, but the target must not change after the end.
+        while !self.copying.borrow().is_empty() {
+            self.changed.notified().await;
+        }
+        result
+    }
+
+    async fn check_lengths(&self) -> Result<()> {
+        let length = |node: Rc<Node>| node.len().map_err(|e| Error::from(e));
+        let (source, target) = (length(self.source())?, length(self.target())?);
+        if self.parts.base.is_some() {
+            if source > target {
+                self.target().truncate(source, false, Preallocation::Off).await?;
+            }
+        } else if source != target {
+            bail!("Source and target image have different sizes");
+        }
+        Ok(())
+    }
+
+    async fn mark_initial(&self, job: &Rc<Job>) -> Result<()> {
+        let source = self.source();
+        let size = self.dirty.borrow().size();
+        let base = match self.parts.sync {
+            SyncMode::None => {
+                job.set_remaining(0);
+                return Ok(());
+            }
+            SyncMode::Full if self.parts.base.is_none() => {
+                self.dirty.borrow_mut().set(0, size);
+                job.set_remaining(self.remaining());
+                return Ok(());
+            }
+            SyncMode::Full => self.parts.base.clone(),
+            SyncMode::Top => source.skip_filters().backing(),
+        };
+        let mut at = 0;
+        while at < size {
+            if job.is_cancelled() {
+                return Ok(());
+            }
+            job.pause_point().await;
+            let len = (size - at).min(MAX_STATUS);
+            let (allocated, n) = source.is_allocated_above(base.as_ref(), false, at, len).await?;
+            if allocated {
+                self.dirty.borrow_mut().set(at, n);
+            }
+            at += n.max(1);
+            job.set_remaining(self.remaining());
+        }
+        Ok(())
+    }
+
+    async fn copy_until_done(self: &Rc<Self>, job: &Rc<Job>) -> Result<()> {
+        loop {
+            if job.is_cancelled() {
+                return Ok(());
+            }
+            self.settle_failure(job)?;
+            job.set_remaining(self.remaining());
+            let changed = self.changed.notified();
+            self.start_copies(job).await;
+            if !self.is_equal() || self.failure.borrow().is_some() {
+                // All slots are taken, or what is left overlaps copies under way.
+                job.pause_point().await;
+                tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep(IDLE) => {}
+                }
+                continue;
+            }
+            // Both sides are equal at this moment.
+            if !job.is_ready() {
+                if let Err(e) = self.target().flush().await {
+                    self.fail(false, e);
+                    continue;
+                }
+                job.set_remaining(0);
+                job.become_ready();
+                if self.parts.auto_complete {
+                    job.complete()?;
+                }
+                continue;
+            }
+            let pivot = job.is_completing();
+            if pivot || job.cancel_requested() {
+                if self.finish(pivot).await? {
+                    return Ok(());
+                }
+                continue;
+            }
+            job.sleep(IDLE).await;
+        }
+    }
+
+    /// With nobody writing: makes sure that both sides are equal, and pivots. False if there was still work.
+    async fn finish(&self, pivot: bool) -> Result<bool> {
+        self.parts.edge.draining_itself.set(true);
+        let _off = OnDrop(|| self.parts.edge.draining_itself.set(false));
+        let _quiet = self.source().drain().await;
+        if !self.is_equal() {
+            return Ok(false);
+        }
+        if let Err(e) = self.target().flush().await {
+            return Err(Error::from(e));
+        }
+        if pivot {
+            (self.parts.pivot)(self).await?;
+        }
+        Ok(true)
+    }
+
+    /// Starts as many copies as there is room for.
+    async fn start_copies(self: &Rc<Self>, job: &Rc<Job>) {
+        while !job.is_pausing() && self.copying.borrow().len() < MAX_IN_FLIGHT && self.failure.borrow().is_none() {
+            let buffered = self.buffered.get();
+            if buffered > 0 && buffered + self.granularity() > self.parts.buf_size {
+                return;
+            }
+            let Some((offset, len)) = self.next_range() else { return };
+            // Unmarked first: whatever is written from now on is copied again.
+            self.dirty.borrow_mut().clear(offset, len);
+            let (n, zero) = match self.classify(offset, len).await {
+                Ok(found) => found,
+                Err(e) => {
+                    self.dirty.borrow_mut().set(offset, len);
+                    return self.fail(true, e);
+                }
+            };
+            if n < len {
+                self.dirty.borrow_mut().set(offset + n, len - n);
+            }
+            self.cursor.set(offset + n);
+            self.begin(job, offset, n, zero);
+            if !zero {
+                job.throttle(n).await;
+            }
+        }
+    }
+
+    /// How much of the start of a range is to be copied at once, and whether it is all zeroes.
+    async fn classify(&self, offset: u64, len: u64) -> io::Result<(u64, bool)> {
+        let (granularity, size) = (self.granularity(), self.dirty.borrow().size());
+        let whole = |n: u64| match n / granularity * granularity {
+            _ if offset + n >= size => n,
+            0 => granularity.min(len),
+            n => n,
+        };
+        let room =
+            self.parts.buf_size.saturating_sub(self.buffered.get()).clamp(granularity, MAX_COPY.max(granularity));
+        let mut data_end = self.data_end.get();
+        if !(data_end.0..data_end.1).contains(&offset) {
+            let (extent, _) = self.source().block_status_above(None, offset, len).await?;
+            let n = extent.len.clamp(1, len);
+            if extent.status.contains(Status::ZERO) && (n >= granularity || n == len) {
+                return Ok((whole(n), true));
+            }
+            data_end = (offset, offset + n);
+            self.data_end.set(data_end);
+        }
+        Ok((whole((data_end.1 - offset).min(len).min(room)), false))
+    }
+
+    fn granularity(&self) -> u64 {
+        self.dirty.borrow().granularity()
+    }
+
+    fn begin(self: &Rc<Self>, job: &Rc<Job>, offset: u64, len: u64, zero: bool) {
+        self.copying.borrow_mut().push((offset, len));
+        self.bytes_in_flight.set(self.bytes_in_flight.get() + len);
+        if !zero {
+            self.buffered.set(self.buffered.get() + len);
+        }
+        self.parts.edge.in_flight.set(self.parts.edge.in_flight.get() + 1);
+        let (engine, job) = (self.clone(), job.clone());
+        tokio::task::spawn_local(async move {
+            let result = if zero { engine.copy_zeroes(offset, len).await } else { engine.copy_data(offset, len).await };
+            match result {
+                Ok(()) => job.advance(len),
+                Err((is_read, e)) => {
+                    engine.dirty.borrow_mut().set(offset, len);
+                    engine.fail(is_read, e);
+                }
+            }
+            engine.copying.borrow_mut().retain(|r| *r != (offset, len));
+            engine.bytes_in_flight.set(engine.bytes_in_flight.get() - len);
+            if !zero {
+                engine.buffered.set(engine.buffered.get() - len);
+            }
+            engine.parts.edge.in_flight.set(engine.parts.edge.in_flight.get() - 1);
+            engine.changed.notify_waiters();
+            crate::drain::kick();
+        });
+    }
+
+    /// The next dirty range after the last one that overlaps no copy under way; goes round at the end.
+    fn next_range(&self) -> Option<(u64, u64)> {
+        let dirty = self.dirty.borrow();
+        let mut from = self.cursor.get();
+        let mut wrapped = false;
+        loop {
+            match dirty.next_dirty(from, MAX_STATUS) {
+                Some((offset, len)) => {
+                    let copying = self.copying.borrow();
+                    let hit =
+                        copying.iter().filter(|(o, l)| *o < offset + len && offset < o + l).min_by_key(|(o, _)| *o);
+                    match hit {
+                        None => return Some((offset, len)),
+                        Some((o, _)) if *o > offset => return Some((offset, o - offset)),
+                        Some((o, l)) => from = (o + l).next_multiple_of(dirty.granularity()),
+                    }
+                }
+                None if wrapped => return None,
+                None => {
+                    wrapped = true;
+                    from = 0;
+                }
+            }
+            if from >= dirty.size() {
+                if wrapped {
+                    return None;
+                }
+                wrapped = true;
+                from = 0;
+            }
+        }
+    }
+
+    fn fail(&self, is_read: bool, error: io::Error) {
+        self.failure.borrow_mut().get_or_insert((is_read, error));
+    }
+
+    fn settle_failure(&self, job: &Rc<Job>) -> Result<()> {
+        let Some((is_read, error)) = self.failure.take() else { return Ok(()) };
+        let policy = if is_read { self.parts.on_source_error } else { self.parts.on_target_error };
+        match job.handle_error(policy, is_read, &error) {
+            ErrorAction::Report => Err(Error::from(error)),
+            ErrorAction::Ignore | ErrorAction::Stop => Ok(()),
+        }
+    }
+
+    async fn copy_data(&self, offset: u64, len: u64) -> std::result::Result<(), (bool, io::Error)> {
+        let mut buf = vec![0; len as usize];
+        self.source().read(offset, &mut buf).await.map_err(|e| (true, e))?;
+        self.target().write(offset, &buf, WriteFlags::empty()).await.map_err(|e| (false, e))
+    }
+
+    async fn copy_zeroes(&self, offset: u64, len: u64) -> std::result::Result<(), (bool, io::Error)> {
+        let target = self.target();
+        let flags = if self.parts.unmap { WriteFlags::MAY_UNMAP } else { WriteFlags::empty() };
+        let mut at = offset;
+        while at < offset + len {
+            let (there, _) = target.block_status_above(None, at, offset + len - at).await.map_err(|e| (false, e))?;
+            let n = there.len.clamp(1, offset + len - at);
+            if !there.status.contains(Status::ZERO) {
+                target.write_zeroes(at, n, flags).await.map_err(|e| (false, e))?;
+            }
+            at += n;
+        }
+        Ok(())
+    }
+}
+
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+impl WriteHook for Engine {
+    fn after_write(&self, offset: u64, len: u64, _ok: bool) {
+        self.dirty.borrow_mut().set(offset, len);
+        self.changed.notify_waiters();
+        if let Some(job) = &*self.job.borrow()
+            && job.is_ready()
+        {
+            job.kick();
+        }
+    }
+}
+
+impl JobDriver for Mirror {
+    fn run<'a>(&'a self, job: &'a Rc<Job>) -> LocalBoxFuture<'a, Result<()>> {
+        Box::pin(async move { self.engine.run(job).await })
+    }
+
+    fn can_complete(&self) -> bool {
+        true
+    }
+
+    fn cancel_aborts(&self, job: &Job) -> bool {
+        !job.is_ready()
+    }
+
+    fn cancel_in_flight(&self) {
+        self.engine.target().cancel_in_flight();
+    }
+
+    fn clean(&self) -> LocalBoxFuture<'_, ()> {
+        Box::pin(async move {
+            *self.hook.borrow_mut() = None;
+            self.engine.job.borrow_mut().take();
+            self.engine.parts.source.detach();
+            self.engine.parts.target.detach();
+            // The target's connection must be gone when the job is: commands behind it may want the export.
+            if let Some(graph) = self.engine.graph.upgrade() {
+                graph.collect().await;
+            }
+        })
+    }
+}
