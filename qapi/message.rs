@@ -135,3 +135,7 @@ impl EventThrottle {
         self.waiting.values().map(|p| p.until).min()
     }
 }
+
+#[cfg(test)]
+#[path = "tests/message.rs"]
+mod tests;

@@ -79,7 +79,7 @@ impl Session {
         if self.config.oob {
             capabilities.push(QMPCapability::Oob.as_str());
         }
-        let version = self.config.version.give();
+        let version = self.config.version.to_wire();
         self.send(&json!({"QMP": {"version": version, "capabilities": capabilities}}));
     }
 

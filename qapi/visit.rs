@@ -20,17 +20,22 @@ pub enum Source {
 
 /// Checks and converts a JSON value.
 pub fn from_json<T: Wire>(value: Value) -> Result<T> {
-    T::take(check(T::TYPE, value, Source::Json)?)
+    T::from_wire(check(T::TYPE, value, Source::Json)?)
 }
 
 /// Checks and converts what [`crate::keyval::parse`] made of an option string.
 pub fn from_keyval<T: Wire>(value: Value) -> Result<T> {
-    T::take(check(T::TYPE, value, Source::Keyval)?)
+    T::from_wire(check(T::TYPE, value, Source::Keyval)?)
 }
 
 /// Checks a value against a type; what returns has the members in the schema's order and the scalars in their types.
 pub fn check(ty: TypeId, value: Value, source: Source) -> Result<Value> {
     Visitor { source }.value(ty, value, &Path::ROOT)
+}
+
+/// Like [`check`], for a value that messages give a name: `smp.cpus`.
+pub fn check_named(name: &str, ty: TypeId, value: Value, source: Source) -> Result<Value> {
+    Visitor { source }.value(ty, value, &Path::ROOT.member(name))
 }
 
 /// Checks the arguments of a command.
@@ -261,30 +266,34 @@ impl Visitor {
     }
 
     fn unsigned(&self, b: Builtin, n: u64, path: &Path<'_>) -> Result<Value> {
-        let (max, name) = match b {
-            Builtin::Uint8 => (u64::from(u8::MAX), "uint8_t"),
-            Builtin::Uint16 => (u64::from(u16::MAX), "uint16_t"),
-            Builtin::Uint32 => (u64::from(u32::MAX), "uint32_t"),
-            _ => return Ok(n.into()),
-        };
-        if n > max {
-            bail!("Parameter '{}' expects {name}", path.bare());
-        }
+        self.fits(b, i128::from(n), path)?;
         Ok(n.into())
     }
 
     fn signed(&self, b: Builtin, n: i64, path: &Path<'_>) -> Result<Value> {
-        let (fits, name) = match b {
-            Builtin::Int8 => (i8::try_from(n).is_ok(), "int8_t"),
-            Builtin::Int16 => (i16::try_from(n).is_ok(), "int16_t"),
-            Builtin::Int32 => (i32::try_from(n).is_ok(), "int32_t"),
-            _ => (true, ""),
-        };
-        if !fits {
-            bail!("Parameter '{}' expects {name}", path.bare());
-        }
+        self.fits(b, i128::from(n), path)?;
         Ok(n.into())
     }
+
+    fn fits(&self, b: Builtin, n: i128, path: &Path<'_>) -> Result<()> {
+        match range_name(b) {
+            Some((min, max, name)) if n < min || n > max => Err(err!("Parameter '{}' expects {name}", path.bare())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The bounds of the narrow integers, and what messages call them.
+pub(crate) fn range_name(b: Builtin) -> Option<(i128, i128, &'static str)> {
+    Some(match b {
+        Builtin::Int8 => (i8::MIN.into(), i8::MAX.into(), "int8_t"),
+        Builtin::Int16 => (i16::MIN.into(), i16::MAX.into(), "int16_t"),
+        Builtin::Int32 => (i32::MIN.into(), i32::MAX.into(), "int32_t"),
+        Builtin::Uint8 => (0, u8::MAX.into(), "uint8_t"),
+        Builtin::Uint16 => (0, u16::MAX.into(), "uint16_t"),
+        Builtin::Uint32 => (0, u32::MAX.into(), "uint32_t"),
+        _ => return None,
+    })
 }
 
 fn unsigned(b: Builtin) -> bool {
@@ -341,7 +350,19 @@ pub fn parse_i64(text: &str) -> Option<i64> {
 
 /// An unsigned integer of the command line; as in C, a negative one wraps around.
 pub fn parse_u64(text: &str) -> Option<u64> {
-    let (negative, base, digits) = split_number(text)?;
-    let magnitude = u64::from_str_radix(digits, base).ok()?;
-    Some(if negative { magnitude.wrapping_neg() } else { magnitude })
+    parse_u64_range(text).flatten()
 }
+
+/// Like [`parse_u64`], but tells what is no number (`None`) from what does not fit (`Some(None)`).
+pub(crate) fn parse_u64_range(text: &str) -> Option<Option<u64>> {
+    let (negative, base, digits) = split_number(text)?;
+    if !digits.chars().all(|c| c.is_digit(base)) {
+        return None;
+    }
+    let magnitude = u64::from_str_radix(digits, base).ok();
+    Some(magnitude.map(|m| if negative { m.wrapping_neg() } else { m }))
+}
+
+#[cfg(test)]
+#[path = "tests/visit.rs"]
+mod tests;

@@ -16,9 +16,9 @@ pub trait Wire: Sized {
     const TYPE: TypeId;
     /// Moves a value that the visitor has accepted into the type. Members that the type lacks are ignored. Fails (with a
     /// plain text, not QEMU's) if the value does not have the type's shape.
-    fn take(value: Value) -> Result<Self>;
+    fn from_wire(value: Value) -> Result<Self>;
     /// The value on the wire.
-    fn give(&self) -> Value;
+    fn to_wire(&self) -> Value;
 }
 
 /// A structure or union, whose members are an object's.
@@ -97,10 +97,10 @@ impl Reply for () {
 
 impl<T: Wire> Reply for T {
     fn into_value(self) -> Value {
-        self.give()
+        self.to_wire()
     }
     fn from_value(value: Value) -> Result<Self> {
-        T::take(value)
+        T::from_wire(value)
     }
 }
 
@@ -137,21 +137,21 @@ pub trait Field: Sized {
 impl<T: Wire> Field for T {
     fn from_field(value: Option<Value>, name: &str) -> Result<Self> {
         match value {
-            Some(v) => T::take(v),
+            Some(v) => T::from_wire(v),
             None => Err(Error::new(format!("Parameter '{name}' is missing"))),
         }
     }
     fn to_field(&self) -> Option<Value> {
-        Some(self.give())
+        Some(self.to_wire())
     }
 }
 
 impl<T: Wire> Field for Option<T> {
     fn from_field(value: Option<Value>, _: &str) -> Result<Self> {
-        value.map(T::take).transpose()
+        value.map(T::from_wire).transpose()
     }
     fn to_field(&self) -> Option<Value> {
-        self.as_ref().map(Wire::give)
+        self.as_ref().map(Wire::to_wire)
     }
 }
 
@@ -172,7 +172,7 @@ pub(crate) fn mismatch(ty: TypeId) -> Error {
     Error::new(format!("value does not have the type {}", TYPES[usize::from(ty.0)].name))
 }
 
-/// The structure behind `take` of an object.
+/// The conversion behind every object.
 pub(crate) fn take_object<T: Members>(value: Value, ty: TypeId) -> Result<T> {
     match value {
         Value::Object(mut m) => T::get(&mut m),
@@ -180,7 +180,7 @@ pub(crate) fn take_object<T: Members>(value: Value, ty: TypeId) -> Result<T> {
     }
 }
 
-/// The structure behind `give` of an object.
+/// The conversion behind every object.
 pub(crate) fn give_object<T: Members>(object: &T) -> Value {
     let mut m = Map::new();
     object.put(&mut m);
@@ -191,11 +191,11 @@ macro_rules! scalar {
     ($($ty:ty, $id:expr, $pattern:pat => $take:expr, $self:ident => $give:expr;)*) => { $(
         impl Wire for $ty {
             const TYPE: TypeId = TypeId($id);
-            fn take(value: Value) -> Result<Self> {
+            fn from_wire(value: Value) -> Result<Self> {
                 #[allow(irrefutable_let_patterns)]
                 if let $pattern = value && let Some(v) = $take { Ok(v) } else { Err(mismatch(Self::TYPE)) }
             }
-            fn give(&self) -> Value {
+            fn to_wire(&self) -> Value {
                 let $self = self;
                 $give
             }
@@ -223,24 +223,24 @@ scalar! {
 /// The type id of an array is not needed by clients; its elements' is enough for messages.
 impl<T: Wire> Wire for Vec<T> {
     const TYPE: TypeId = T::TYPE;
-    fn take(value: Value) -> Result<Self> {
+    fn from_wire(value: Value) -> Result<Self> {
         match value {
-            Value::Array(items) => items.into_iter().map(T::take).collect(),
+            Value::Array(items) => items.into_iter().map(T::from_wire).collect(),
             _ => Err(mismatch(Self::TYPE)),
         }
     }
-    fn give(&self) -> Value {
-        Value::Array(self.iter().map(Wire::give).collect())
+    fn to_wire(&self) -> Value {
+        Value::Array(self.iter().map(Wire::to_wire).collect())
     }
 }
 
 impl<T: Wire> Wire for Box<T> {
     const TYPE: TypeId = T::TYPE;
-    fn take(value: Value) -> Result<Self> {
-        T::take(value).map(Box::new)
+    fn from_wire(value: Value) -> Result<Self> {
+        T::from_wire(value).map(Box::new)
     }
-    fn give(&self) -> Value {
-        (**self).give()
+    fn to_wire(&self) -> Value {
+        (**self).to_wire()
     }
 }
 
@@ -249,12 +249,12 @@ macro_rules! qapi_serde {
     ($name:ident) => {
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-                self.give().serialize(s)
+                self.to_wire().serialize(s)
             }
         }
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(d: D) -> std::result::Result<Self, D::Error> {
-                Self::take(Value::deserialize(d)?).map_err(serde::de::Error::custom)
+                Self::from_wire(Value::deserialize(d)?).map_err(serde::de::Error::custom)
             }
         }
     };
@@ -265,10 +265,10 @@ macro_rules! qapi_object {
     ($name:ident, $id:expr) => {
         impl Wire for $name {
             const TYPE: TypeId = TypeId($id);
-            fn take(value: Value) -> Result<Self> {
+            fn from_wire(value: Value) -> Result<Self> {
                 take_object(value, Self::TYPE)
             }
-            fn give(&self) -> Value {
+            fn to_wire(&self) -> Value {
                 give_object(self)
             }
         }
@@ -308,10 +308,10 @@ macro_rules! qapi_enum {
         }
         impl Wire for $name {
             const TYPE: TypeId = TypeId($id);
-            fn take(value: Value) -> Result<Self> {
+            fn from_wire(value: Value) -> Result<Self> {
                 value.as_str().and_then(Self::from_name).ok_or_else(|| mismatch(Self::TYPE))
             }
-            fn give(&self) -> Value {
+            fn to_wire(&self) -> Value {
                 Value::String(self.as_str().to_owned())
             }
         }

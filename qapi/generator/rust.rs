@@ -16,6 +16,7 @@ pub fn emit(schema: &Schema) -> String {
     e.module("cmd", "The commands: one argument structure each.");
     e.module("event", "The events: one structure of data each.");
     e.tables();
+    e.round_trip();
     e.out
 }
 
@@ -213,7 +214,7 @@ impl Emitter<'_> {
         }
         w!(self.out, "}}");
         w!(self.out, "impl Wire for {name} {{ const TYPE: TypeId = TypeId({id});");
-        w!(self.out, "fn take(v: Value) -> Result<Self> {{ match v {{");
+        w!(self.out, "fn from_wire(v: Value) -> Result<Self> {{ match v {{");
         for (case, ty) in branches {
             let v = variant_name(case);
             let pattern = match (&self.schema.types[*ty].kind, self.name(*ty)) {
@@ -227,17 +228,17 @@ impl Emitter<'_> {
             if pattern == "Value::Null" {
                 w!(self.out, "{pattern} => Ok(Self::{v}),");
             } else {
-                w!(self.out, "{pattern} => Ok(Self::{v}(Wire::take(v)?)),");
+                w!(self.out, "{pattern} => Ok(Self::{v}(Wire::from_wire(v)?)),");
             }
         }
         w!(self.out, "_ => Err(mismatch(Self::TYPE)) }} }}");
-        w!(self.out, "fn give(&self) -> Value {{ match self {{");
+        w!(self.out, "fn to_wire(&self) -> Value {{ match self {{");
         for (case, ty) in branches {
             let v = variant_name(case);
             if self.name(*ty) == "null" {
                 w!(self.out, "Self::{v} => Value::Null,");
             } else {
-                w!(self.out, "Self::{v}(x) => x.give(),");
+                w!(self.out, "Self::{v}(x) => x.to_wire(),");
             }
         }
         w!(self.out, "}} }} }} qapi_serde! {{ {name} }}");
@@ -290,6 +291,21 @@ impl Emitter<'_> {
                 }
             }
         }
+    }
+
+    /// For tests: every type by its number.
+    fn round_trip(&mut self) {
+        self.prefix = "";
+        w!(
+            self.out,
+            "#[cfg(test)] pub fn round_trip(ty: TypeId, v: Value) -> Option<Result<Value>> {{ Some(match ty.0 {{"
+        );
+        for id in 0..self.schema.types.len() {
+            if !self.is_arg(id) && !matches!(self.schema.types[id].kind, Kind::Array(_)) {
+                w!(self.out, "{id} => <{}>::from_wire(v).map(|x| x.to_wire()),", self.rust_type(id));
+            }
+        }
+        w!(self.out, "_ => return None, }}) }}");
     }
 
     fn tables(&mut self) {

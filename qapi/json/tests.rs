@@ -101,3 +101,36 @@ fn one_value_and_no_more() {
         assert_eq!(parse(text).unwrap_err().message(), message, "{text}");
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn arbitrary_bytes_do_no_harm(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..400)) {
+        read(&bytes);
+    }
+
+    #[test]
+    fn arbitrary_token_soup_recovers(words in proptest::collection::vec(
+        proptest::sample::select(vec!["{", "}", "[", "]", ",", ":", "'a'", "1", "-2.5e3", "true", "@", "\\", "\"x"]), 0..60)
+    ) {
+        let mut bytes = words.join(" ").into_bytes();
+        // However bad the input was: a line feed and enough closing brackets later, a request is understood.
+        bytes.extend_from_slice(b"\n");
+        bytes.extend_from_slice(&b"}]".repeat(64));
+        bytes.extend_from_slice(b"\xff\n{\"ok\": 1}\n");
+        let answers = read(&bytes);
+        proptest::prop_assert_eq!(answers.last().map(String::as_str), Some("{\"ok\": 1}"));
+    }
+
+    #[test]
+    fn what_is_printed_is_read_back(text in ".{0,60}", n: i64, x in -1e300f64..1e300) {
+        let text: String = text.chars().filter(|&c| {
+            let c = u32::from(c);
+            !(0xfdd0..=0xfdef).contains(&c) && c & 0xfffe != 0xfffe
+        }).collect();
+        let value = serde_json::json!({ text.as_str(): [text.as_str(), n, x, null, true, {}] });
+        let back = parse(&to_string(&value)).unwrap();
+        proptest::prop_assert_eq!(back[&text][0].as_str(), Some(text.as_str()));
+        proptest::prop_assert_eq!(back[&text][1].as_i64(), Some(n));
+        proptest::prop_assert_eq!(back[&text][2].as_f64(), Some(x));
+    }
+}

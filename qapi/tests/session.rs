@@ -215,3 +215,29 @@ fn only_what_is_registered_is_listed() {
     let schema = m.ask(r#"{"execute":"query-qmp-schema"}"#);
     assert!(schema.contains("\"STOP\"") && !schema.contains("\"RESUME\"") && !schema.contains("\"stop\""));
 }
+
+proptest::proptest! {
+    #[test]
+    fn how_input_is_cut_does_not_matter(cuts in proptest::collection::vec(1usize..20, 0..40), garbage in ".{0,20}") {
+        let text = format!(
+            "{{'execute':'query-status','id':1}}{garbage}\n{{\"execute\":\n 'cont'}} }} {{'execute':'query-status','id':[2]}}"
+        );
+        let whole = Monitor::negotiated("").ask(&text);
+        let mut m = Monitor::negotiated("");
+        let mut pieces = String::new();
+        let mut rest = text.as_bytes();
+        let mut cuts = cuts.into_iter();
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(cuts.next().unwrap_or(rest.len()).min(rest.len()));
+            let mut piece = piece;
+            while !piece.is_empty() {
+                let n = m.session.feed(piece);
+                piece = &piece[n..];
+                m.run();
+            }
+            pieces.push_str(std::str::from_utf8(&m.session.take_output()).unwrap());
+            rest = after;
+        }
+        proptest::prop_assert_eq!(pieces, whole);
+    }
+}
