@@ -113,7 +113,7 @@ impl From<std::io::Error> for Error {
 }
 
 /// `strerror` of an I/O error: Rust appends ` (os error N)`, which C programs do not.
-pub(crate) fn errno_text(e: &std::io::Error) -> String {
+pub fn errno_text(e: &std::io::Error) -> String {
     let text = e.to_string();
     match text.find(" (os error ") {
         Some(at) => text[..at].to_owned(),
