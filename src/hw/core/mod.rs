@@ -3,6 +3,7 @@
 mod board;
 mod device;
 mod guard;
+mod handler;
 mod input;
 mod irq;
 mod property;
@@ -13,6 +14,7 @@ mod tree;
 pub use board::{Board, FirmwareFiles};
 pub use device::{Category, CreateContext, Device, DeviceType, QomParent, TypeTable, create_device};
 pub use guard::{GuardScope, Guarded, ReentrancyGuard};
+pub use handler::{byte_registers, io_handler};
 pub use input::{Axis, InputDevice, InputEvent, InputHub, InputKind, Key, MouseButton, MouseInfo};
 pub use irq::{IrqLine, IrqSink, SharedLine};
 pub use property::{Globals, Property, PropertyInput, PropertyKind, PropertySet, PropertyValue};

@@ -1,0 +1,103 @@
+//! The I/O APIC.
+
+mod regs;
+mod vmstate;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, OnceLock};
+
+use lockstep_memory::{AccessRules, Region};
+use lockstep_vmstate::{LoadError, Snapshot};
+use parking_lot::Mutex;
+
+pub use regs::{IoApicRegs, Message};
+pub use vmstate::IoApicState;
+
+use super::{MsiSink, pic::PicPair};
+use crate::core::{Board, IrqSink, io_handler};
+
+/// Where a PC's I/O APIC is.
+pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
+
+/// An I/O APIC in this process.
+pub struct IoApic {
+    regs: Mutex<IoApicRegs>,
+    messages: OnceLock<Arc<dyn MsiSink>>,
+    pic: OnceLock<Arc<PicPair>>,
+}
+
+impl IoApic {
+    /// An I/O APIC at its usual address. [`connect`](Self::connect) it before interrupts happen.
+    pub fn new(board: &Board) -> Arc<Self> {
+        let ioapic =
+            Arc::new(Self { regs: Mutex::new(IoApicRegs::default()), messages: OnceLock::new(), pic: OnceLock::new() });
+        let (reader, writer) = (ioapic.clone(), ioapic.clone());
+        let handler = io_handler(
+            AccessRules::default(),
+            move |offset, size| reader.regs.lock().read(offset, size).into(),
+            move |offset, size, value| writer.with(|r| r.write(offset, size, value as u32)),
+        );
+        board.memory.add(IOAPIC_ADDRESS, &Region::io("ioapic", 0x1000, handler));
+        ioapic
+    }
+
+    /// Connects it to who delivers its messages, and to the 8259 pair that gives the vector of an ExtINT.
+    pub fn connect(&self, messages: Arc<dyn MsiSink>, pic: Arc<PicPair>) {
+        let _ = self.messages.set(messages);
+        let _ = self.pic.set(pic);
+    }
+
+    /// A CPU has ended the service of a level triggered vector.
+    pub fn end_of_interrupt(&self, vector: u8) {
+        self.with(|r| r.end_of_interrupt(vector));
+    }
+
+    /// Resets it.
+    pub fn reset(&self) {
+        *self.regs.lock() = IoApicRegs::default();
+    }
+
+    /// What `info pic` prints.
+    pub fn describe(&self) -> String {
+        self.regs.lock().describe()
+    }
+
+    /// Changes registers and sends what they then ask for. Messages go out under the lock, so that they keep their order; local
+    /// APICs are leaves below it.
+    fn with(&self, f: impl FnOnce(&mut IoApicRegs)) {
+        let mut regs = self.regs.lock();
+        f(&mut regs);
+        for message in regs.service() {
+            let Some(sink) = self.messages.get() else { return };
+            let message = match self.pic.get() {
+                Some(pic) if message.is_external() => message.with_vector(pic.acknowledge()),
+                _ => message,
+            };
+            sink.send_msi(message.address, message.data);
+        }
+    }
+}
+
+impl IrqSink for IoApic {
+    fn set_irq(&self, n: u32, level: bool) {
+        self.with(|r| r.set_input(n, level));
+    }
+}
+
+impl Snapshot for IoApic {
+    type Wire = IoApicState;
+
+    fn snapshot(&self) -> IoApicState {
+        self.regs.lock().save()
+    }
+
+    fn validate(&self, wire: &IoApicState) -> Result<(), LoadError> {
+        wire.validate()
+    }
+
+    fn restore(&self, wire: IoApicState) {
+        self.regs.lock().load(&wire);
+    }
+}

@@ -1,0 +1,103 @@
+//! The redirection table as a kernel drives it.
+
+use lockstep_event::Clocks;
+use lockstep_vmstate::vmstate_roundtrip;
+
+use super::*;
+use crate::core::IrqLine;
+
+#[derive(Default)]
+struct Log(Mutex<Vec<(u64, u32)>>);
+
+impl MsiSink for Log {
+    fn send_msi(&self, address: u64, data: u32) {
+        self.0.lock().push((address, data));
+    }
+}
+
+struct Setup {
+    board: Board,
+    ioapic: Arc<IoApic>,
+    log: Arc<Log>,
+}
+
+fn setup() -> Setup {
+    let board = Board::new(Clocks::manual());
+    let (ioapic, log) = (IoApic::new(&board), Arc::new(Log::default()));
+    ioapic.connect(log.clone(), PicPair::new(&board, IrqLine::unconnected()));
+    Setup { board, ioapic, log }
+}
+
+impl Setup {
+    fn write(&self, index: u32, value: u32) {
+        self.board.memory_space.write_u32(IOAPIC_ADDRESS, index);
+        self.board.memory_space.write_u32(IOAPIC_ADDRESS + 0x10, value);
+    }
+
+    fn read(&self, index: u32) -> u32 {
+        self.board.memory_space.write_u32(IOAPIC_ADDRESS, index);
+        self.board.memory_space.read_u32(IOAPIC_ADDRESS + 0x10)
+    }
+
+    fn sent(&self) -> Vec<(u64, u32)> {
+        std::mem::take(&mut self.log.0.lock())
+    }
+}
+
+#[test]
+fn it_says_what_it_is() {
+    let s = setup();
+    s.write(0, 0xff00_0000);
+    assert_eq!(
+        (s.read(0), s.read(1), s.read(0x10), s.read(0x3f), s.read(0x40)),
+        (0xf00_0000, 0x17_0020, 0x1_0000, 0, 0)
+    );
+}
+
+#[test]
+fn an_edge_is_sent_once_and_lost_while_masked() {
+    let s = setup();
+    s.ioapic.set_irq(4, true);
+    s.write(0x10 + 8, 0x0831);
+    s.write(0x10 + 9, 0x0300_0000);
+    assert_eq!(s.sent(), []);
+    s.ioapic.set_irq(4, false);
+    s.ioapic.set_irq(4, true);
+    assert_eq!(s.sent(), [(0xfee0_3004, 0x31)], "logical destination 3");
+}
+
+#[test]
+fn a_level_is_sent_again_after_its_end_of_interrupt() {
+    let s = setup();
+    s.write(0x10 + 22, 0xa059);
+    s.ioapic.set_irq(11, true);
+    s.ioapic.set_irq(11, true);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x8059)]);
+    assert_eq!(s.read(0x10 + 22), 0xe059);
+    s.ioapic.end_of_interrupt(0x58);
+    assert_eq!(s.sent(), []);
+    s.ioapic.end_of_interrupt(0x59);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x8059)]);
+    s.ioapic.set_irq(11, false);
+    s.board.memory_space.write_u32(IOAPIC_ADDRESS + 0x40, 0x59);
+    assert_eq!((s.sent(), s.read(0x10 + 22)), (vec![], 0xa059));
+}
+
+#[test]
+fn the_timer_is_at_input_2() {
+    let s = setup();
+    s.write(0x14, 0x30);
+    s.ioapic.set_irq(0, true);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x30)]);
+}
+
+vmstate_roundtrip!(
+    state_survives_the_wire,
+    || {
+        let s = setup();
+        s.write(0x10 + 22, 0xa059);
+        s.ioapic.set_irq(11, true);
+        s.ioapic
+    },
+    || setup().ioapic
+);

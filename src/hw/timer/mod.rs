@@ -1,0 +1,4 @@
+//! Timers: the 8254, the speaker port that watches it, and the HPET.
+
+pub mod pcspk;
+pub mod pit;
