@@ -1,3 +1,5 @@
 //! Migration and COLO: the stream, how it travels, the sender, the receiver, and the checkpoints of a pair.
 
+pub mod channel;
 pub mod stream;
+mod worker;
