@@ -3,3 +3,10 @@
 pub mod channel;
 pub mod stream;
 mod worker;
+
+pub mod hooks;
+mod settings;
+mod status;
+
+pub use settings::{Capabilities, Parameters};
+pub use status::{Counters, MigrationInfo, Status};

@@ -51,7 +51,7 @@ impl Address {
         let (scheme, rest) = uri.split_once(':').ok_or_else(unknown)?;
         match scheme {
             "tcp" => Ok(Self::Tcp(InetAddress::parse(rest)?)),
-            "unix" if rest.is_empty() => bail!("invalid empty path in migration address"),
+            "unix" if rest.is_empty() => bail!("invalid Unix socket address"),
             "unix" => Ok(Self::Unix(rest.into())),
             "fd" => Ok(Self::Fd(rest.to_owned())),
             "exec" => Ok(Self::Exec(["/bin/sh", "-c", rest].map(str::to_owned).to_vec())),
@@ -99,7 +99,7 @@ impl Address {
             None => (spec, 0),
             Some((path, text)) => {
                 let offset = lockstep_util::size::parse_size(text, 'B');
-                (path, offset.ok_or_else(|| err!("file URI has bad offset {text}"))?)
+                (path, offset.ok_or_else(|| err!("file URI has bad offset {text}: Invalid argument"))?)
             }
         };
         if path.is_empty() {

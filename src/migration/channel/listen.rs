@@ -71,7 +71,11 @@ fn listen_tcp(inet: &super::InetAddress) -> Result<Socket> {
             }
         }
     }
-    Err(Error::with_errno("Failed to find an available port", &last))
+    let what = match last.kind() {
+        io::ErrorKind::AddrInUse => "Failed to find an available port",
+        _ => "Failed to bind socket",
+    };
+    Err(Error::with_errno(what, &last))
 }
 
 fn bind(address: SocketAddr) -> io::Result<Socket> {
