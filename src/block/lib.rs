@@ -6,6 +6,7 @@
 mod activate;
 pub mod backend;
 pub mod child;
+pub mod commands;
 pub mod drain;
 pub mod driver;
 mod drivers;
