@@ -28,3 +28,13 @@ pub use opts_visit::{check_opts, from_opts};
 pub use schema::{cmd, event};
 pub use session::{Call, QUEUE_LENGTH, Session, SessionConfig};
 pub use wire::{Arguments, Command, EventType, Field, Map, Members, NoArgs, Null, Reply, Wire};
+
+/// The generator of the build script, compiled here too so that it can be tested.
+#[cfg(test)]
+#[path = "generator"]
+mod generator {
+    pub(crate) mod model;
+    pub(crate) mod parse;
+    mod rust;
+    mod tests;
+}

@@ -170,7 +170,7 @@ impl Visitor {
     fn members(&self, shape: &Shape, map: &mut Map, out: &mut Map, path: &Path<'_>) -> Result<()> {
         for m in shape.members {
             let here = path.member(m.name);
-            match map.remove(m.name) {
+            match map.shift_remove(m.name) {
                 Some(v) => {
                     let v = self.value(m.ty, v, &here)?;
                     out.insert(m.name.to_owned(), v);

@@ -150,11 +150,11 @@ fn sample(ty: TypeId, depth: u32, random: &mut dyn FnMut() -> u32) -> Value {
         Kind::Builtin(b) => match b {
             Builtin::Str | Builtin::Any => json!(format!("s{}", random() % 100)),
             Builtin::Number => json!(f64::from(random()) / 2.0),
-            Builtin::Bool => json!(random() % 2 == 0),
+            Builtin::Bool => json!(random() & 1 == 0),
             Builtin::Null => Value::Null,
             Builtin::Uint64 | Builtin::Size => json!(u64::from(random()) << 32),
             b => match range_name(*b) {
-                Some((min, ..)) if random() % 2 == 0 => json!(i64::try_from(min).unwrap()),
+                Some((min, ..)) if random() & 1 == 0 => json!(i64::try_from(min).unwrap()),
                 Some((_, max, _)) => json!(i64::try_from(max).unwrap()),
                 None => json!(-i64::from(random())),
             },
@@ -172,7 +172,7 @@ fn sample(ty: TypeId, depth: u32, random: &mut dyn FnMut() -> u32) -> Value {
         Kind::Object { members, tag, variants } => {
             let mut map = Map::new();
             for (i, m) in members.iter().enumerate() {
-                if !m.optional || *tag == Some(i) || depth > 0 && random() % 2 == 0 {
+                if !m.optional || *tag == Some(i) || depth > 0 && (random() & 1 == 0) {
                     map.insert(m.name.into(), sample(m.ty, depth.saturating_sub(1), random));
                 }
             }
