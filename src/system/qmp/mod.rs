@@ -1,5 +1,6 @@
 //! The commands of the machine protocol, one file a topic, as in the schema.
 
+mod qom;
 mod run_state;
 
 use std::{rc::Rc, sync::Arc};
@@ -32,6 +33,7 @@ pub fn version_info() -> VersionInfo {
 pub fn dispatcher() -> Rc<Dispatcher<Ctx>> {
     let mut registry = Registry::new(version_info());
     run_state::register(&mut registry);
+    qom::register(&mut registry);
     Rc::new(registry.build())
 }
 

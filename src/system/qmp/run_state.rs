@@ -56,9 +56,10 @@ pub fn register(registry: &mut Registry<Ctx>) {
         }
         Ok(())
     });
-    registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.name.clone() }));
-    registry
-        .register::<cmd::QueryUuid>(async |vm: Ctx, _| Ok(UuidInfo { uuid: uuid_text(&vm.uuid.unwrap_or_default()) }));
+    registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.options.name.clone() }));
+    registry.register::<cmd::QueryUuid>(async |vm: Ctx, _| {
+        Ok(UuidInfo { uuid: uuid_text(&vm.options.uuid.unwrap_or_default()) })
+    });
     registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
         let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
         Ok(KvmInfo { enabled, present: true })
