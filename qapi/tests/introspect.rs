@@ -27,6 +27,8 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "blklogwrites blkreplay bochs cloop dmg ftp ftps gluster http https iscsi luks nfs nvme parallels qcow qed rbd \
          ssh vdi vhdx vmdk vpc vvfat",
     ),
+    ("query-display-options.type", "gtk sdl egl-headless curses spice-app dbus"),
+    ("query-stats.providers[].provider", "cryptodev"),
 ];
 
 /// An entry of either side, in one form.
