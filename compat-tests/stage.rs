@@ -79,8 +79,8 @@ pub fn in_new_namespaces(command: &mut Command) {
     let user_map = format!("0 {} 1", rustix::process::geteuid().as_raw());
     let group_map = format!("0 {} 1", rustix::process::getegid().as_raw());
     let enter = move || {
-        // SAFETY: only system calls; the process has one thread. PR_SET_PDEATHSIG takes a signal number.
         let own = libc::CLONE_NEWNET | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        // SAFETY: a system call on flags; the process has one thread.
         let mut result = if root { unsafe { libc::unshare(own) } } else { -1 };
         if result != 0 {
             // SAFETY: as above.
@@ -93,7 +93,7 @@ pub fn in_new_namespaces(command: &mut Command) {
                 fs::write(Path::new("/proc/self").join(file), text)?;
             }
         }
-        // SAFETY: as above; the parent only waits and exits.
+        // SAFETY: only system calls; the parent only waits and exits.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             match libc::fork() {
