@@ -106,6 +106,13 @@ impl Vm {
         self.options.machine.qom_type
     }
 
+    /// The machine's UUID as text; all zero when it has none.
+    pub fn uuid_text(&self) -> String {
+        let uuid = self.options.uuid.unwrap_or_default();
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
+    }
+
     /// Gives the machine its vCPUs, once.
     pub fn set_vcpus(&self, vcpus: VcpuSet) {
         let already = self.vcpus.set(vcpus).is_err();
