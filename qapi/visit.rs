@@ -5,9 +5,11 @@
 //! and nothing else. Walks the tables of [`crate::schema`], so there is one visitor and no generated code.
 
 use crate::schema::{Builtin, CommandDef, Kind, Member, TypeId, Variant};
-use crate::wire::{Map, Wire};
+use crate::wire::{Enum, Map, Wire};
 use lockstep_util::{Result, bail, err, size};
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 /// Where a value comes from, and so how strictly its scalars are typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +19,30 @@ pub enum Source {
     /// Dotted keys: all scalars are strings.
     Keyval,
 }
+
+/// Values of enumerations that this program does not offer, although the schema has them: kinds of objects, of block
+/// drivers. To users they do not exist.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    only: HashMap<TypeId, HashSet<&'static str>>,
+}
+
+impl Limits {
+    /// No limits.
+    pub const NONE: &'static LazyLock<Limits> = &UNLIMITED;
+
+    /// Offers these values only.
+    pub fn only<E: Enum>(&mut self, values: &[E]) {
+        self.only.insert(E::TYPE, values.iter().map(|v| v.name()).collect());
+    }
+
+    /// Whether a value is offered.
+    pub fn allows(&self, ty: TypeId, value: &str) -> bool {
+        self.only.get(&ty).is_none_or(|values| values.contains(value))
+    }
+}
+
+static UNLIMITED: LazyLock<Limits> = LazyLock::new(Limits::default);
 
 /// Checks and converts a JSON value.
 pub fn from_json<T: Wire>(value: Value) -> Result<T> {
@@ -30,17 +56,17 @@ pub fn from_keyval<T: Wire>(value: Value) -> Result<T> {
 
 /// Checks a value against a type; what returns has the members in the schema's order and the scalars in their types.
 pub fn check(ty: TypeId, value: Value, source: Source) -> Result<Value> {
-    Visitor { source }.value(ty, value, &Path::ROOT)
+    Visitor { source, limits: Limits::NONE }.value(ty, value, &Path::ROOT)
 }
 
 /// Like [`check`], for a value that messages give a name: `smp.cpus`.
 pub fn check_named(name: &str, ty: TypeId, value: Value, source: Source) -> Result<Value> {
-    Visitor { source }.value(ty, value, &Path::ROOT.member(name))
+    Visitor { source, limits: Limits::NONE }.value(ty, value, &Path::ROOT.member(name))
 }
 
 /// Checks the arguments of a command.
-pub fn arguments(def: &CommandDef, args: Map) -> Result<Map> {
-    let visitor = Visitor { source: Source::Json };
+pub fn arguments(def: &CommandDef, args: Map, limits: &Limits) -> Result<Map> {
+    let visitor = Visitor { source: Source::Json, limits };
     match def.arg.map(|ty| &ty.def().kind) {
         // What the schema says about them must hold, and more may be there.
         _ if !def.typed => Ok(args),
@@ -94,11 +120,12 @@ struct Shape {
     variants: &'static [Variant],
 }
 
-struct Visitor {
+struct Visitor<'a> {
     source: Source,
+    limits: &'a Limits,
 }
 
-impl Visitor {
+impl Visitor<'_> {
     fn full(&self, path: &Path<'_>) -> String {
         let mut steps = Vec::new();
         let mut at = Some(path);
@@ -137,7 +164,7 @@ impl Visitor {
             Kind::Builtin(b) => self.builtin(*b, value, path),
             Kind::Enum(members) => {
                 let name = self.string(value, path)?;
-                if !members.iter().any(|m| m.name == name) {
+                if !members.iter().any(|m| m.name == name) || !self.limits.allows(ty, &name) {
                     bail!("Parameter '{}' does not accept value '{name}'", path.bare());
                 }
                 Ok(Value::String(name))

@@ -21,6 +21,12 @@ pub trait Wire: Sized {
     fn to_wire(&self) -> Value;
 }
 
+/// An enumeration of the schema.
+pub trait Enum: Wire + Copy + 'static {
+    /// The name on the wire.
+    fn name(self) -> &'static str;
+}
+
 /// A structure or union, whose members are an object's.
 pub trait Members: Sized {
     /// Takes its members out of `m`.
@@ -293,6 +299,11 @@ macro_rules! qapi_enum {
             /// The value of that name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::NAMES.iter().position(|n| *n == name).map(|i| Self::ALL[i])
+            }
+        }
+        impl Enum for $name {
+            fn name(self) -> &'static str {
+                self.as_str()
             }
         }
         impl std::fmt::Display for $name {

@@ -7,7 +7,7 @@ use serde_json::json;
 
 fn ask(name: &str, args: Value) -> Result<Map> {
     let Value::Object(map) = args else { panic!("arguments are an object") };
-    arguments(command(name).unwrap(), map)
+    arguments(command(name).unwrap(), map, Limits::NONE)
 }
 
 #[test]
@@ -107,6 +107,15 @@ fn arguments_are_judged_as_qemu_does() {
     ] {
         assert_eq!(ask(name, args.clone()).unwrap_err().message(), message, "{name} {args}");
     }
+}
+
+#[test]
+fn values_that_are_not_offered_do_not_exist() {
+    let mut limits = Limits::default();
+    limits.only(&[crate::schema::ObjectType::FilterMirror]);
+    let Value::Object(map) = json!({"qom-type": "iothread", "id": "a"}) else { unreachable!() };
+    let e = arguments(command("object-add").unwrap(), map, &limits).unwrap_err();
+    assert_eq!(e.message(), "Parameter 'qom-type' does not accept value 'iothread'");
 }
 
 #[test]
