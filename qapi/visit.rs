@@ -46,17 +46,22 @@ static UNLIMITED: LazyLock<Limits> = LazyLock::new(Limits::default);
 
 /// Checks and converts a JSON value.
 pub fn from_json<T: Wire>(value: Value) -> Result<T> {
-    T::from_wire(check(T::TYPE, value, Source::Json)?)
+    T::from_wire(T::check(value, Source::Json)?)
 }
 
 /// Checks and converts what [`crate::keyval::parse`] made of an option string.
 pub fn from_keyval<T: Wire>(value: Value) -> Result<T> {
-    T::from_wire(check(T::TYPE, value, Source::Keyval)?)
+    T::from_wire(T::check(value, Source::Keyval)?)
 }
 
 /// Checks a value against a type; what returns has the members in the schema's order and the scalars in their types.
 pub fn check(ty: TypeId, value: Value, source: Source) -> Result<Value> {
     Visitor { source, limits: Limits::NONE }.value(ty, value, &Path::ROOT)
+}
+
+/// Like [`check`], for a list whose elements have the type.
+pub fn check_list(element: TypeId, value: Value, source: Source) -> Result<Value> {
+    Visitor { source, limits: Limits::NONE }.list(element, value, &Path::ROOT)
 }
 
 /// Like [`check`], for a value that messages give a name: `smp.cpus`.
@@ -169,11 +174,7 @@ impl Visitor<'_> {
                 }
                 Ok(Value::String(name))
             }
-            Kind::Array(element) => {
-                let Value::Array(items) = value else { return self.wrong_type(path, "array") };
-                let items = items.into_iter().enumerate();
-                items.map(|(i, v)| self.value(*element, v, &path.element(i))).collect::<Result<_>>().map(Value::Array)
-            }
+            Kind::Array(element) => self.list(*element, value, path),
             Kind::Object { members, tag, variants } => {
                 let Value::Object(map) = value else { return self.wrong_type(path, "object") };
                 self.object(&Shape { members, tag: *tag, variants }, map, path).map(Value::Object)
@@ -183,6 +184,12 @@ impl Visitor<'_> {
                 None => Err(err!("Invalid parameter type for '{}', expected: {}", path.bare(), def.name)),
             },
         }
+    }
+
+    fn list(&self, element: TypeId, value: Value, path: &Path<'_>) -> Result<Value> {
+        let Value::Array(items) = value else { return self.wrong_type(path, "array") };
+        let items = items.into_iter().enumerate();
+        items.map(|(i, v)| self.value(element, v, &path.element(i))).collect::<Result<_>>().map(Value::Array)
     }
 
     fn object(&self, shape: &Shape, mut map: Map, path: &Path<'_>) -> Result<Map> {

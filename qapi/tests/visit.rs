@@ -110,6 +110,15 @@ fn arguments_are_judged_as_qemu_does() {
 }
 
 #[test]
+fn a_list_is_checked_by_its_elements() {
+    use crate::schema::YankInstance;
+    let list: Vec<YankInstance> = from_json(json!([{"type": "migration"}, {"type": "chardev", "id": "x"}])).unwrap();
+    assert_eq!(list[0], YankInstance::Migration);
+    let e = from_json::<Vec<YankInstance>>(json!([{"type": "migration"}, {"type": "chardev"}])).unwrap_err();
+    assert_eq!(e.message(), "Parameter '[1].id' is missing");
+}
+
+#[test]
 fn values_that_are_not_offered_do_not_exist() {
     let mut limits = Limits::default();
     limits.only(&[crate::schema::ObjectType::FilterMirror]);
