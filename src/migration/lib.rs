@@ -1,6 +1,7 @@
 //! Migration and COLO: the stream, how it travels, the sender, the receiver, and the checkpoints of a pair.
 
 pub mod channel;
+pub mod ram;
 pub mod stream;
 mod worker;
 
