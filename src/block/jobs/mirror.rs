@@ -28,6 +28,8 @@ const MAX_COPY: u64 = 4 << 20;
 const MAX_STATUS: u64 = 1 << 30;
 /// How long a ready job sleeps without being woken.
 const IDLE: Duration = Duration::from_millis(100);
+/// What may be left for the time when nobody writes, in bytes.
+const FINAL: u64 = 8 << 20;
 /// Default of `buf-size`, in bytes.
 pub const DEFAULT_BUF_SIZE: u64 = 16 << 20;
 
@@ -73,7 +75,7 @@ pub struct MirrorParts {
     pub on_target_error: OnError,
     /// Zeroes may be written by unmapping.
     pub unmap: bool,
-    /// Completes without being told, as soon as both sides are equal.
+    /// Has no steady state: completes as soon as both sides are equal.
     pub auto_complete: bool,
     /// What completing does, under drain.
     pub pivot: Pivot,
@@ -221,6 +223,10 @@ impl Engine {
             job.set_remaining(self.remaining());
             let changed = self.changed.notified();
             self.start_copies(job).await;
+            // A guest that writes all the time is held for the last bit.
+            if self.wants_end(job) && self.remaining() <= FINAL && self.failure.borrow().is_none() {
+                return self.finish(job).await;
+            }
             if !self.is_equal() || self.failure.borrow().is_some() {
                 // All slots are taken, or what is left overlaps copies under way.
                 job.pause_point().await;
@@ -231,44 +237,51 @@ impl Engine {
                 continue;
             }
             // Both sides are equal at this moment.
-            if !job.is_ready() {
+            if !job.is_ready() && !self.parts.auto_complete {
                 if let Err(e) = self.target().flush().await {
                     self.fail(false, e);
                     continue;
                 }
                 job.set_remaining(0);
                 job.become_ready();
-                if self.parts.auto_complete {
-                    job.complete()?;
-                }
                 continue;
             }
-            let pivot = job.is_completing();
-            if pivot || job.cancel_requested() {
-                if self.finish(pivot).await? {
-                    return Ok(());
-                }
-                continue;
+            if !self.wants_end(job) {
+                job.sleep(IDLE).await;
             }
-            job.sleep(IDLE).await;
         }
     }
 
-    /// With nobody writing: makes sure that both sides are equal, and pivots. False if there was still work.
-    async fn finish(&self, pivot: bool) -> Result<bool> {
+    fn wants_end(&self, job: &Job) -> bool {
+        self.parts.auto_complete || (job.is_ready() && (job.is_completing() || job.cancel_requested()))
+    }
+
+    /// With nobody writing: copies what is left, and pivots if that is asked.
+    async fn finish(self: &Rc<Self>, job: &Rc<Job>) -> Result<()> {
         self.parts.edge.draining_itself.set(true);
         let _off = OnDrop(|| self.parts.edge.draining_itself.set(false));
         let _quiet = self.source().drain().await;
-        if !self.is_equal() {
-            return Ok(false);
+        while !self.is_equal() {
+            if job.is_cancelled() {
+                return Ok(());
+            }
+            self.settle_failure(job)?;
+            job.pause_point().await;
+            let changed = self.changed.notified();
+            self.start_copies(job).await;
+            if !self.is_equal() {
+                tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep(IDLE) => {}
+                }
+            }
         }
-        if let Err(e) = self.target().flush().await {
-            return Err(Error::from(e));
-        }
-        if pivot {
+        self.target().flush().await?;
+        job.set_remaining(0);
+        if self.parts.auto_complete || job.is_completing() {
             (self.parts.pivot)(self).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Starts as many copies as there is room for.
