@@ -53,8 +53,8 @@ impl BackupArgs {
 struct Backup {
     graph: WeakGraph,
     edge: Rc<JobEdge>,
-    source: Rc<Child>,
-    target: Rc<Child>,
+    /// Source and target, until the job lets go of them.
+    ends: RefCell<Option<[Rc<Child>; 2]>>,
     sync: SyncMode,
     on_error: OnError,
     copy: RefCell<Option<Rc<CopyBeforeWrite>>>,
@@ -134,8 +134,7 @@ async fn start(graph: &Graph, args: BackupArgs, source: &Rc<Node>, target: &Rc<N
     let backup = Backup {
         graph: graph.downgrade(),
         edge,
-        source: source_edge,
-        target: target_edge,
+        ends: RefCell::new(Some([source_edge, target_edge])),
         sync: args.sync,
         on_error: args.on_target_error,
         copy: RefCell::new(Some(copy)),
@@ -146,13 +145,20 @@ async fn start(graph: &Graph, args: BackupArgs, source: &Rc<Node>, target: &Rc<N
 }
 
 impl Backup {
+    fn ends(&self) -> Result<[Rc<Node>; 2]> {
+        match &*self.ends.borrow() {
+            Some([source, target]) => Ok([source.node(), target.node()]),
+            None => Err(Error::new("The backup has ended")),
+        }
+    }
+
     fn copy(&self) -> Result<Rc<CopyBeforeWrite>> {
         self.copy.borrow().clone().ok_or_else(|| Error::new("The backup has ended"))
     }
 
     /// Leaves out what the top layer does not hold.
     async fn skip_below(&self, job: &Job, copy: &CopyBeforeWrite) -> Result<()> {
-        let source = self.source.node();
+        let [source, _] = self.ends()?;
         let size = source.len()?;
         let base = source.skip_filters().backing();
         let mut at = 0;
@@ -174,7 +180,7 @@ impl JobDriver for Backup {
             self.edge.set_job(job);
             let copy = self.copy()?;
             if self.sync == SyncMode::None {
-                let size = self.source.node().len()?;
+                let size = self.ends()?[0].len()?;
                 job.set_total(size);
                 // Only writes copy: the job ends when it is cancelled.
                 while !job.is_cancelled() {
@@ -214,21 +220,24 @@ impl JobDriver for Backup {
                 }
             }
             if !job.is_cancelled() {
-                self.target.node().flush().await?;
+                self.ends()?[1].flush().await?;
             }
             Ok(())
         })
     }
 
     fn cancel_in_flight(&self) {
-        self.target.node().cancel_in_flight();
+        if let Ok([_, target]) = self.ends() {
+            target.cancel_in_flight();
+        }
     }
 
     fn clean(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(async {
             self.copy.borrow_mut().take();
-            self.source.detach();
-            self.target.detach();
+            for end in self.ends.take().into_iter().flatten() {
+                end.detach();
+            }
             if let Some(graph) = self.graph.upgrade() {
                 graph.collect().await;
             }

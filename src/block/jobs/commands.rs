@@ -244,9 +244,6 @@ fn start_mirror(graph: &Graph, args: MirrorArgs, source: &Rc<Node>, target: &Rc<
     };
     let parts = MirrorParts {
         edge,
-        source: source_edge,
-        target: target_edge,
-        base: None,
         sync: args.sync,
         granularity,
         buf_size: buf_size.max(granularity),
@@ -257,7 +254,7 @@ fn start_mirror(graph: &Graph, args: MirrorArgs, source: &Rc<Node>, target: &Rc<
         pivot: Box::new(pivot),
         blockers,
     };
-    let mirror = Mirror::new(graph, parts)?;
+    let mirror = Mirror::new(graph, source_edge, target_edge, None, parts)?;
     Jobs::of(graph).start(graph, JobType::Mirror, options, Box::new(mirror))?;
     Ok(())
 }

@@ -57,12 +57,6 @@ pub type Pivot = Box<dyn Fn(&Engine) -> LocalBoxFuture<'static, Result<()>>>;
 pub struct MirrorParts {
     /// For the edges of the job.
     pub edge: Rc<JobEdge>,
-    /// Read from here.
-    pub source: Rc<Child>,
-    /// Written to here.
-    pub target: Rc<Child>,
-    /// Commit: only what is allocated above this node is copied, and it is the target.
-    pub base: Option<Rc<Node>>,
     /// What is copied at the start.
     pub sync: SyncMode,
     /// Bytes for each bit of the dirty map (a power of two).
@@ -83,10 +77,18 @@ pub struct MirrorParts {
     pub blockers: Vec<OpBlockGuard>,
 }
 
+struct Ends {
+    source: Rc<Child>,
+    target: Rc<Child>,
+    base: Option<Rc<Node>>,
+}
+
 /// The state of a running mirror.
 pub struct Engine {
     graph: WeakGraph,
     parts: MirrorParts,
+    /// The nodes, until the job lets go of them.
+    ends: RefCell<Option<Ends>>,
     dirty: RefCell<DirtyMap>,
     copying: RefCell<Vec<(u64, u64)>>,
     bytes_in_flight: Cell<u64>,
@@ -108,13 +110,21 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// A mirror of these parts.
-    pub fn new(graph: &crate::graph::Graph, parts: MirrorParts) -> Result<Self> {
-        let size = parts.source.node().len().map_err(|e| Error::with_errno("Failed to get image size", &e))?;
+    /// Reads from `source` and writes to `target`. With a `base` (which is the target, for a commit) only what is
+    /// allocated above it is copied.
+    pub fn new(
+        graph: &crate::graph::Graph,
+        source: Rc<Child>,
+        target: Rc<Child>,
+        base: Option<Rc<Node>>,
+        parts: MirrorParts,
+    ) -> Result<Self> {
+        let size = source.node().len().map_err(|e| Error::with_errno("Failed to get image size", &e))?;
         let dirty = DirtyMap::new(size, parts.granularity);
         let engine = Rc::new(Engine {
             graph: graph.downgrade(),
             parts,
+            ends: RefCell::new(Some(Ends { source, target, base })),
             dirty: RefCell::new(dirty),
             copying: RefCell::default(),
             bytes_in_flight: Cell::new(0),
@@ -134,12 +144,22 @@ impl Mirror {
 impl Engine {
     /// The node that is read.
     pub fn source(&self) -> Rc<Node> {
-        self.parts.source.node()
+        match &*self.ends.borrow() {
+            Some(ends) => ends.source.node(),
+            None => unreachable!("a mirror that has let go copies nothing"),
+        }
     }
 
     /// The node that is written.
     pub fn target(&self) -> Rc<Node> {
-        self.parts.target.node()
+        match &*self.ends.borrow() {
+            Some(ends) => ends.target.node(),
+            None => unreachable!("a mirror that has let go copies nothing"),
+        }
+    }
+
+    fn base(&self) -> Option<Rc<Node>> {
+        self.ends.borrow().as_ref().and_then(|e| e.base.clone())
     }
 
     /// The graph, while it lives.
@@ -171,7 +191,7 @@ impl Engine {
     async fn check_lengths(&self) -> Result<()> {
         let length = |node: Rc<Node>| node.len().map_err(|e| Error::from(e));
         let (source, target) = (length(self.source())?, length(self.target())?);
-        if self.parts.base.is_some() {
+        if self.base().is_some() {
             if source > target {
                 self.target().truncate(source, false, Preallocation::Off).await?;
             }
@@ -189,12 +209,12 @@ impl Engine {
                 job.set_remaining(0);
                 return Ok(());
             }
-            SyncMode::Full if self.parts.base.is_none() => {
+            SyncMode::Full if self.base().is_none() => {
                 self.dirty.borrow_mut().set(0, size);
                 job.set_remaining(self.remaining());
                 return Ok(());
             }
-            SyncMode::Full => self.parts.base.clone(),
+            SyncMode::Full => self.base(),
             SyncMode::Top => source.skip_filters().backing(),
         };
         let mut at = 0;
@@ -469,15 +489,19 @@ impl JobDriver for Mirror {
     }
 
     fn cancel_in_flight(&self) {
-        self.engine.target().cancel_in_flight();
+        if let Some(ends) = &*self.engine.ends.borrow() {
+            ends.target.node().cancel_in_flight();
+        }
     }
 
     fn clean(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(async move {
             *self.hook.borrow_mut() = None;
             self.engine.job.borrow_mut().take();
-            self.engine.parts.source.detach();
-            self.engine.parts.target.detach();
+            if let Some(ends) = self.engine.ends.take() {
+                ends.source.detach();
+                ends.target.detach();
+            }
             // The target's connection must be gone when the job is: commands behind it may want the export.
             if let Some(graph) = self.engine.graph.upgrade() {
                 graph.collect().await;
