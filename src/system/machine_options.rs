@@ -19,8 +19,6 @@ pub enum MachineKind {
 pub struct MachineType {
     /// The name in full.
     pub name: &'static str,
-    /// Its type as an object.
-    pub qom_type: &'static str,
     /// A shorter name.
     pub alias: Option<&'static str>,
     /// What it is.
@@ -37,7 +35,6 @@ pub struct MachineType {
 pub static MACHINE_TYPES: &[MachineType] = &[
     MachineType {
         name: "pc-i440fx-10.0",
-        qom_type: "pc-i440fx-10.0-machine",
         alias: Some("pc"),
         description: "Standard PC (i440FX + PIIX, 1996)",
         kind: MachineKind::Pc,
@@ -46,7 +43,6 @@ pub static MACHINE_TYPES: &[MachineType] = &[
     },
     MachineType {
         name: "none",
-        qom_type: "none-machine",
         alias: None,
         description: "empty machine",
         kind: MachineKind::None,

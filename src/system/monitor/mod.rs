@@ -1,4 +1,3 @@
 //! The monitors.
 
-pub mod hmp;
 pub mod qmp;
