@@ -5,7 +5,11 @@
 
 pub mod chipset;
 pub mod core;
+pub mod ide;
 pub mod irqchip;
 pub mod pci;
 pub mod rtc;
 pub mod timer;
+
+#[cfg(test)]
+mod testing;

@@ -1,8 +1,6 @@
 //! The one room that knows everyone: the machine and its run state, the command line, the monitors' commands.
 
 pub mod cmdline;
-pub mod drive;
-pub mod machine_options;
 pub mod monitor;
 pub mod qmp;
 pub mod runstate;

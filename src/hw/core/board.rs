@@ -11,7 +11,7 @@ use lockstep_util::Result;
 use lockstep_vmstate::StateRegistry;
 use parking_lot::Mutex;
 
-use super::{DeviceTree, Globals, InputHub, Notifier, RequestSink, ResetRegistry};
+use super::{Backends, DeviceTree, Globals, InputHub, Notifier, RequestSink, ResetRegistry};
 
 /// Handles to what devices of one machine share. Cheap to clone.
 #[derive(Clone)]
@@ -38,6 +38,10 @@ pub struct Board {
     pub powerdown: Notifier,
     /// Called when the machine wakes from suspend to RAM.
     pub wakeup: Notifier,
+    /// Called each time the machine begins to run, before its CPUs do.
+    pub resumed: Notifier,
+    /// Disks and the like that users name by id.
+    pub backends: Backends,
     /// Keyboards and pointing devices.
     pub input: InputHub,
     /// Devices and buses as users see them.
@@ -64,6 +68,8 @@ impl Board {
             requests: RequestSink::default(),
             powerdown: Notifier::default(),
             wakeup: Notifier::default(),
+            resumed: Notifier::default(),
+            backends: Backends::default(),
             input: InputHub::default(),
             tree: DeviceTree::default(),
             globals: Globals::default(),

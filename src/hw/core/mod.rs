@@ -1,5 +1,6 @@
 //! What all devices share: the board they sit on, interrupt lines, properties, reset, the tree that users see, and input events.
 
+mod backends;
 mod board;
 mod device;
 mod guard;
@@ -11,6 +12,7 @@ mod request;
 mod reset;
 mod tree;
 
+pub use backends::{BackendProvider, Backends, DriveEvents, DriveHandle, DriveUser, ErrorAction, NoEvents, OnError};
 pub use board::{Board, FirmwareFiles};
 pub use device::{Category, CreateContext, Device, DeviceType, QomParent, TypeTable, create_device};
 pub use guard::{GuardScope, Guarded, ReentrancyGuard};

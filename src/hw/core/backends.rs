@@ -1,0 +1,136 @@
+//! Where devices find the backends that users name by id.
+
+use std::sync::Arc;
+
+use lockstep_block::BlockBackend;
+use lockstep_util::{Result, err};
+use parking_lot::Mutex;
+
+/// What a device makes of a drive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DriveUser {
+    /// The device's id, or its place in the tree of objects.
+    pub name: String,
+    /// Its place in the tree of objects.
+    pub path: String,
+    /// Whether it writes: a disk does, a CD-ROM drive does not.
+    pub writes: bool,
+    /// Whether it goes on working when the medium grows or shrinks.
+    pub resizable: bool,
+    /// Whether the medium can be changed.
+    pub removable: bool,
+    /// Whether others may write to the medium at the same time (`share-rw`).
+    pub share_rw: bool,
+}
+
+/// What to do about a backend's error (QAPI's `BlockdevOnError`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest sees it.
+    Report,
+    /// Nobody sees it.
+    Ignore,
+    /// The machine stops, and the request is tried again when it goes on.
+    Stop,
+    /// `Stop` when space ran out, else `Report`.
+    Enospc,
+}
+
+impl OnError {
+    /// The policy that a word names; `None` for `auto`.
+    pub fn parse(word: &str) -> Option<Self> {
+        match word {
+            "report" => Some(Self::Report),
+            "ignore" => Some(Self::Ignore),
+            "stop" => Some(Self::Stop),
+            "enospc" => Some(Self::Enospc),
+            _ => None,
+        }
+    }
+
+    /// What to do about an error number of the host.
+    pub fn action(self, errno: i32) -> ErrorAction {
+        match self {
+            Self::Report => ErrorAction::Report,
+            Self::Ignore => ErrorAction::Ignore,
+            Self::Stop => ErrorAction::Stop,
+            Self::Enospc if errno == libc::ENOSPC => ErrorAction::Stop,
+            Self::Enospc => ErrorAction::Report,
+        }
+    }
+}
+
+/// What was done about a backend's error (QAPI's `BlockErrorAction`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorAction {
+    /// The guest was told.
+    Report,
+    /// Ignored.
+    Ignore,
+    /// The machine must stop; the device tries again when it runs.
+    Stop,
+}
+
+/// What a drive's device tells of its use. Called on any thread, without locks of the device.
+pub trait DriveEvents: Send + Sync {
+    /// A request failed (`BLOCK_IO_ERROR`). With [`ErrorAction::Stop`] the machine is to be stopped with status `io-error`.
+    fn io_error(&self, is_read: bool, action: ErrorAction, errno: i32) {
+        let _ = (is_read, action, errno);
+    }
+    /// The guest opened or closed the tray (`DEVICE_TRAY_MOVED`).
+    fn tray_moved(&self, open: bool) {
+        let _ = open;
+    }
+    /// The guest locked or unlocked the tray.
+    fn tray_locked(&self, locked: bool) {
+        let _ = locked;
+    }
+}
+
+/// Says nothing to anybody.
+pub struct NoEvents;
+
+impl DriveEvents for NoEvents {}
+
+/// A drive, given to a device.
+pub struct DriveHandle {
+    /// The backend.
+    pub backend: BlockBackend,
+    /// What happens on a read error where the device does not say (`-drive rerror=`).
+    pub read_error: OnError,
+    /// What happens on a write error where the device does not say (`-drive werror=`).
+    pub write_error: OnError,
+    /// Who hears of the drive's use.
+    pub events: Arc<dyn DriveEvents>,
+}
+
+/// Who knows the backends.
+pub trait BackendProvider: Send + Sync {
+    /// Gives a drive to a device, which then holds it.
+    ///
+    /// # Errors
+    /// When there is none of this id, it is in use, or its permissions forbid it.
+    fn drive(&self, id: &str, user: &DriveUser) -> Result<DriveHandle>;
+}
+
+/// The board's way to its backends. Clones share the provider.
+#[derive(Clone, Default)]
+pub struct Backends {
+    provider: Arc<Mutex<Option<Arc<dyn BackendProvider>>>>,
+}
+
+impl Backends {
+    /// Sets who knows the backends.
+    pub fn set_provider(&self, provider: Arc<dyn BackendProvider>) {
+        *self.provider.lock() = Some(provider);
+    }
+
+    /// Gives a drive to a device.
+    ///
+    /// # Errors
+    /// As [`BackendProvider::drive`].
+    pub fn drive(&self, id: &str, user: &DriveUser) -> Result<DriveHandle> {
+        let provider = self.provider.lock().clone();
+        provider.ok_or_else(|| err!("Property '{}.drive' can't find value '{id}'", user.name))?.drive(id, user)
+    }
+}
