@@ -8,4 +8,5 @@ pub mod machine;
 pub mod monitor;
 pub mod procedure;
 pub mod stage;
+pub mod timeline;
 pub mod traffic;

@@ -122,7 +122,8 @@ pub fn in_new_namespaces(command: &mut Command) {
     unsafe { command.pre_exec(enter) };
 }
 
-fn watch_over(limit: Duration) {
+/// Ends this process when `limit` is over.
+pub fn watch_over(limit: Duration) {
     std::thread::spawn(move || {
         std::thread::sleep(limit);
         eprintln!("The test took longer than {limit:?}");
