@@ -1,11 +1,11 @@
 //! A pair of VMs driven by the lines of the guide, step by step.
 use crate::guest_image::GuestImage;
+use crate::image::check_image;
 use crate::machine::Machine;
-use crate::monitor::{Failure, PROMPT};
-use crate::procedure::{Place, Procedure, secondary_at, with_peer};
-use crate::stage::Stage;
+use crate::monitor::PROMPT;
+use crate::procedure::{Procedure, secondary_at, with_peer};
+use crate::stage::{Host, Stage};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// How long the first copy of RAM or disk, or a failover, may take.
@@ -29,8 +29,8 @@ pub struct Pair<'a> {
     pub primary: Machine,
     /// The VM that runs alongside.
     pub secondary: Option<Machine>,
-    primary_place: Place,
-    secondary_place: Place,
+    primary_host: Host,
+    secondary_host: Host,
     /// Has today's primary been a secondary?
     promoted: bool,
     started: usize,
@@ -54,19 +54,19 @@ impl<'a> Pair<'a> {
     /// If a step fails.
     pub fn launch(stage: &'a Stage, paste: Paste) -> Self {
         let procedure = Procedure::read();
-        let (first, second) = (Place::first(), Place::second());
-        let image = Path::new(&first.folder).join("primary.qcow2");
+        let [first, second] = stage.hosts.clone();
+        let image = Path::new(&first.place.folder).join("primary.qcow2");
         GuestImage::default().create(&image).unwrap_or_else(|error| panic!("The guest's image: {error}"));
-        std::fs::copy(&image, Path::new(&second.folder).join("primary.qcow2")).expect("copying an image");
-        let primary = Machine::start(stage.host(), "primary", procedure.block("1-primary.sh"));
+        std::fs::copy(&image, Path::new(&second.place.folder).join("primary.qcow2")).expect("copying an image");
+        let primary = Machine::start(&first, "primary", procedure.block("1-primary.sh"));
         let mut pair = Self {
             stage,
             procedure,
             paste,
             primary,
             secondary: None,
-            primary_place: first,
-            secondary_place: second,
+            primary_host: first,
+            secondary_host: second,
             promoted: false,
             started: 0,
         };
@@ -112,6 +112,7 @@ impl<'a> Pair<'a> {
     pub fn lose_secondary(&mut self) {
         let mark = self.primary.monitor.mark();
         let mut dead = self.secondary.take().expect("a secondary");
+        self.stage.cut(&self.secondary_host);
         dead.kill();
         self.give_primary("6-primary-failover.jsonl");
         self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("primary: {failure}"));
@@ -126,8 +127,9 @@ impl<'a> Pair<'a> {
         let survivor = self.secondary.take().expect("a secondary");
         let mark = survivor.monitor.mark();
         let mut dead = std::mem::replace(&mut self.primary, survivor);
+        self.stage.cut(&self.primary_host);
         dead.kill();
-        std::mem::swap(&mut self.primary_place, &mut self.secondary_place);
+        std::mem::swap(&mut self.primary_host, &mut self.secondary_host);
         self.promoted = true;
         self.give_primary("7-secondary-failover.jsonl");
         self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("survivor: {failure}"));
@@ -157,42 +159,24 @@ impl<'a> Pair<'a> {
         self.join(join);
     }
 
-    /// Lets `qemu-img check` look at the images of both places; the VMs must have ended.
+    /// Kills both VMs and lets `qemu-img check` look at what they leave behind.
     ///
     /// # Panics
     /// If an image has errors.
-    pub fn check_images(&self) {
-        for place in [&self.primary_place, &self.secondary_place] {
-            for entry in std::fs::read_dir(&place.folder).expect("the folder of images") {
-                let path = entry.expect("an entry").path();
-                if path.extension().is_some_and(|kind| kind == "qcow2") {
-                    check_image(&path);
-                }
-            }
-        }
-    }
-
-    /// Ends both VMs by `quit` and checks their images.
-    ///
-    /// # Panics
-    /// If one ends badly.
     pub fn end(mut self) {
-        // The primary first: a secondary that loses its primary stays up, a primary without secondary holds its packets.
-        let places = (self.primary_place.clone(), self.secondary_place.clone());
-        if let Some(mut secondary) = self.secondary.take() {
-            secondary.kill();
-        }
+        self.secondary = None;
         self.primary.kill();
-        for place in [places.0, places.1] {
-            let image = Path::new(&place.folder).join("primary.qcow2");
-            check_image(&image);
+        for host in [&self.primary_host, &self.secondary_host] {
+            check_image(&Path::new(&host.place.folder).join("primary.qcow2"));
         }
     }
 
     fn start_secondary(&mut self) {
         self.started += 1;
-        let lines = secondary_at(self.procedure.block("2-secondary.sh"), &self.secondary_place, &self.primary_place);
-        self.secondary = Some(Machine::start(self.stage.host(), &format!("secondary{}", self.started), &lines));
+        self.stage.mend(&self.secondary_host);
+        let (place, primary) = (&self.secondary_host.place, &self.primary_host.place);
+        let lines = secondary_at(self.procedure.block("2-secondary.sh"), place, primary);
+        self.secondary = Some(Machine::start(&self.secondary_host, &format!("secondary{}", self.started), &lines));
     }
 
     fn set_up_secondary(&mut self) {
@@ -213,7 +197,7 @@ impl<'a> Pair<'a> {
     }
 
     fn give_primary(&mut self, file: &str) {
-        let text = with_peer(self.procedure.block(file), &self.secondary_place.address);
+        let text = with_peer(self.procedure.block(file), &self.secondary_host.place.address);
         let paste = self.paste;
         give(&mut self.primary, &text, paste);
     }
@@ -243,19 +227,4 @@ fn give(machine: &mut Machine, text: &str, paste: Paste) {
         Paste::Lines => machine.monitor.lines(text, LONG),
         Paste::AtOnce => machine.monitor.all_at_once(text, LONG),
     }
-}
-
-/// Runs `qemu-img check` on an image.
-///
-/// # Panics
-/// If it finds errors.
-pub fn check_image(path: &Path) {
-    let output = Command::new("qemu-img").arg("check").arg(path).stdin(Stdio::null()).output().expect("qemu-img");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{}: {text}{}", path.display(), String::from_utf8_lossy(&output.stderr));
-}
-
-/// Is there no failure but a timeout?
-pub fn is_timeout(failure: &Failure) -> bool {
-    matches!(failure, Failure::Timeout(_))
 }

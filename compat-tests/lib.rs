@@ -4,6 +4,7 @@
 pub mod colo;
 pub mod emulator;
 pub mod guest_image;
+pub mod image;
 pub mod machine;
 pub mod monitor;
 pub mod procedure;

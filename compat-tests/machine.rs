@@ -58,6 +58,12 @@ impl Machine {
         if self.exited().is_none() {
             self.signal(rustix::process::Signal::KILL);
             let _ = self.shell.wait();
+            // What the shell started is ours now (this is the first process of its namespace): it must be gone too, with its locks.
+            let group = rustix::process::Pid::from_raw(self.shell.id() as i32);
+            while group.is_some_and(|group| {
+                rustix::process::waitpgid(group, rustix::process::WaitOptions::empty())
+                    .is_ok_and(|ended| ended.is_some())
+            }) {}
         }
     }
 

@@ -3,6 +3,7 @@
 //! A test calls [`on_stage`]; its body runs in a second process of the same test binary, in fresh network, mount and process namespaces (and a
 //! user namespace where the caller is not root). Whatever the body starts dies with it.
 use crate::emulator::{Emulator, Missing};
+use crate::procedure::Place;
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use std::fs;
 use std::io::{self, Write};
@@ -20,14 +21,24 @@ const REQUIRED: &str = "LOCKSTEP_COMPAT_REQUIRED";
 /// Address of the clients' end of the guest's network.
 pub const CLIENT_ADDRESS: &str = "192.168.77.1";
 
+/// Which hosts there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// One machine with both VMs on it, as in the documented trial: 127.0.0.1 and 127.0.0.2.
+    OneHost,
+    /// Two machines with a bridge each, a link between them, and a switch to which both and the clients are connected. A host
+    /// that dies is cut off first, so that nothing its kernel has buffered still gets out.
+    TwoHosts,
+}
+
 /// Runs `body` on a stage, or reports why it cannot and returns. `limit` bounds the whole of it.
 ///
 /// # Panics
 /// If the body panics or exceeds the limit.
-pub fn on_stage<F: FnOnce(&Stage)>(limit: Duration, body: F) {
-    if std::env::var_os(INSIDE).is_some() {
+pub fn on_stage<F: FnOnce(&Stage)>(layout: Layout, limit: Duration, body: F) {
+    if is_inside() {
         watch_over(limit);
-        let stage = Stage::set_up().unwrap_or_else(|error| panic!("The stage cannot be set up: {error}"));
+        let stage = Stage::set_up(layout).unwrap_or_else(|error| panic!("The stage cannot be set up: {error}"));
         return body(&stage);
     }
     let test = test_name::<F>();
@@ -63,12 +74,24 @@ fn test_name<F>() -> String {
     name.split_once("::").map_or(name, |(_, rest)| rest).to_string()
 }
 
+/// Is this the process in the new namespaces?
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
 fn run_inside(test: &str) -> io::Result<ExitStatus> {
+    run_again_inside(&[test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"])
+}
+
+/// Runs this program once more, in new namespaces, with other arguments. The guest is built here: inside there is no network to fetch
+/// crates from.
+///
+/// # Errors
+/// If the guest cannot be built or namespaces are not allowed.
+pub fn run_again_inside(arguments: &[&str]) -> io::Result<ExitStatus> {
+    let kernel = crate::guest_image::build_kernel()?;
     let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args([test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .stdin(Stdio::null());
+    command.args(arguments).env(INSIDE, "1").env(crate::guest_image::KERNEL, kernel).stdin(Stdio::null());
     in_new_namespaces(&mut command);
     command.status()
 }
@@ -79,8 +102,8 @@ pub fn in_new_namespaces(command: &mut Command) {
     let user_map = format!("0 {} 1", rustix::process::geteuid().as_raw());
     let group_map = format!("0 {} 1", rustix::process::getegid().as_raw());
     let enter = move || {
-        // SAFETY: only system calls; the process has one thread. PR_SET_PDEATHSIG takes a signal number.
         let own = libc::CLONE_NEWNET | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        // SAFETY: a system call on flags; the process has one thread.
         let mut result = if root { unsafe { libc::unshare(own) } } else { -1 };
         if result != 0 {
             // SAFETY: as above.
@@ -93,7 +116,7 @@ pub fn in_new_namespaces(command: &mut Command) {
                 fs::write(Path::new("/proc/self").join(file), text)?;
             }
         }
-        // SAFETY: as above; the parent only waits and exits.
+        // SAFETY: only system calls; the parent only waits and exits.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             match libc::fork() {
@@ -136,10 +159,29 @@ pub fn watch_over(limit: Duration) {
 pub struct Host {
     /// `None` is the stage's own namespace.
     network: Option<Arc<OwnedFd>>,
-    name: String,
+    /// What a person writes into the documented lines for it.
+    pub place: Place,
 }
 
 impl Host {
+    /// A host with a network namespace of its own, in which only the loopback is up. `name` is the file by which `ip` finds it.
+    fn apart(name: &str, place: Place) -> io::Result<Self> {
+        let file = name.to_string();
+        let made = std::thread::spawn(move || -> io::Result<OwnedFd> {
+            // SAFETY: the flag concerns this thread alone, which ends here.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+            fs::write(&file, "")?;
+            rustix::mount::mount_bind("/proc/thread-self/ns/net", &file)?;
+            Ok(fs::File::open(&file)?.into())
+        });
+        let network = made.join().expect("no panic")?;
+        let host = Self { network: Some(Arc::new(network)), place };
+        host.ip("link set lo up")?;
+        host.ip("link add br0 type bridge")?;
+        host.ip("link set br0 up")?;
+        Ok(host)
+    }
+
     /// A command that runs on this host.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
@@ -147,16 +189,12 @@ impl Host {
             // SAFETY: one system call on a descriptor that the closure keeps open.
             unsafe {
                 command.pre_exec(move || {
-                    rustix::thread::move_into_link_name_space(network.as_fd(), None).map_err(io::Error::from)
+                    let kind = rustix::thread::LinkNameSpaceType::Network;
+                    rustix::thread::move_into_link_name_space(network.as_fd(), Some(kind)).map_err(io::Error::from)
                 });
             }
         }
         command
-    }
-
-    /// The host's name in messages.
-    pub fn name(&self) -> &str {
-        &self.name
     }
 
     /// Runs `ip` with blank-separated arguments.
@@ -181,46 +219,103 @@ fn run(command: &mut Command) -> io::Result<()> {
 pub struct Stage {
     /// The emulator under test.
     pub emulator: Emulator,
-    host: Host,
+    /// The stage's own namespace: the clients are here.
+    outside: Host,
+    /// The primary's host and the secondary's, at the start.
+    pub hosts: [Host; 2],
+    layout: Layout,
 }
+
+/// File by which `ip` finds the namespace of a host, and the switch's port for it.
+const APART: [(&str, &str, &str); 2] = [("/mnt/host1", "port1", "10.77.0.1"), ("/mnt/host2", "port2", "10.77.0.2")];
 
 impl Stage {
     /// Sets up mounts, `PATH` and the network of a process that already has its namespaces.
     ///
     /// # Errors
     /// If a mount or a network command fails, or a binary is missing.
-    pub fn set_up() -> io::Result<Self> {
+    pub fn set_up(layout: Layout) -> io::Result<Self> {
         let emulator = Emulator::find().map_err(|missing| io::Error::other(missing.to_string()))?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", private)?;
-        tmpfs("/mnt")?;
-        for folder in ["/mnt/vms/colo-test-primary", "/mnt/vms/colo-test-secondary", "/mnt/bin"] {
-            fs::create_dir_all(folder)?;
-        }
-        graft("/etc", "qemu")?;
-        tmpfs("/etc/qemu")?;
-        fs::write("/etc/qemu/bridge.conf", "allow br0\n")?;
-        if let Some(helper) = emulator.bridge_helper() {
-            graft("/usr/lib", "qemu")?;
-            tmpfs("/usr/lib/qemu")?;
-            std::os::unix::fs::symlink(helper, "/usr/lib/qemu/qemu-bridge-helper")?;
-        }
-        emulator.install(Path::new("/mnt/bin"))?;
+        mount_everything(&emulator)?;
         let path = std::env::var("PATH").unwrap_or_default();
         // SAFETY: the stage is set up before the test starts threads that read the environment; the watching thread does not.
         unsafe { std::env::set_var("PATH", format!("/mnt/bin:{path}:/usr/sbin:/sbin")) };
-        let host = Host { network: None, name: "host".into() };
-        host.ip("link set lo up")?;
-        host.ip("link add br0 type bridge")?;
-        host.ip(&format!("addr add {CLIENT_ADDRESS}/24 dev br0"))?;
-        host.ip("link set br0 up")?;
-        Ok(Self { emulator, host })
+        let outside = Host { network: None, place: Place::first() };
+        outside.ip("link set lo up")?;
+        // On one host the bridge is the host's own; with two it is the switch.
+        outside.ip("link add br0 type bridge")?;
+        outside.ip(&format!("addr add {CLIENT_ADDRESS}/24 dev br0"))?;
+        outside.ip("link set br0 up")?;
+        let hosts = match layout {
+            Layout::OneHost => [Place::first(), Place::second()].map(|place| Host { network: None, place }),
+            Layout::TwoHosts => two_hosts(&outside)?,
+        };
+        Ok(Self { emulator, outside, hosts, layout })
     }
 
-    /// The one machine of a trial: both VMs, the bridge and the clients.
-    pub fn host(&self) -> &Host {
-        &self.host
+    /// Before a host dies: takes away its links, where it has any of its own.
+    ///
+    /// # Panics
+    /// If `ip` fails.
+    pub fn cut(&self, host: &Host) {
+        self.set_links(host, "down");
     }
+
+    /// Connects a host again.
+    ///
+    /// # Panics
+    /// If `ip` fails.
+    pub fn mend(&self, host: &Host) {
+        self.set_links(host, "up");
+    }
+
+    fn set_links(&self, host: &Host, state: &str) {
+        if self.layout == Layout::TwoHosts {
+            let (_, port, _) =
+                APART.iter().find(|(_, _, address)| *address == host.place.address).expect("one of the two hosts");
+            let done = self
+                .outside
+                .ip(&format!("link set {port} {state}"))
+                .and_then(|()| host.ip(&format!("link set peer0 {state}")));
+            done.unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+}
+
+fn two_hosts(outside: &Host) -> io::Result<[Host; 2]> {
+    let places = [Place::first(), Place::second()];
+    let mut hosts = Vec::new();
+    for ((file, port, address), place) in APART.into_iter().zip(places) {
+        let host = Host::apart(file, Place { address: address.into(), ..place })?;
+        outside.ip(&format!("link add {port} type veth peer name eth0 netns {file}"))?;
+        outside.ip(&format!("link set {port} master br0 up"))?;
+        host.ip("link set eth0 master br0 up")?;
+        hosts.push(host);
+    }
+    let [first, second]: [Host; 2] = hosts.try_into().map_err(|_| io::Error::other("two hosts"))?;
+    first.ip(&format!("link add peer0 type veth peer name peer0 netns {}", APART[1].0))?;
+    for (host, (_, _, address)) in [&first, &second].into_iter().zip(APART) {
+        host.ip(&format!("addr add {address}/24 dev peer0"))?;
+        host.ip("link set peer0 up")?;
+    }
+    Ok([first, second])
+}
+
+fn mount_everything(emulator: &Emulator) -> io::Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    tmpfs("/mnt")?;
+    for folder in ["/mnt/vms/colo-test-primary", "/mnt/vms/colo-test-secondary", "/mnt/bin"] {
+        fs::create_dir_all(folder)?;
+    }
+    graft("/etc", "qemu")?;
+    tmpfs("/etc/qemu")?;
+    fs::write("/etc/qemu/bridge.conf", "allow br0\n")?;
+    if let Some(helper) = emulator.bridge_helper() {
+        graft("/usr/lib", "qemu")?;
+        tmpfs("/usr/lib/qemu")?;
+        std::os::unix::fs::symlink(helper, "/usr/lib/qemu/qemu-bridge-helper")?;
+    }
+    emulator.install(Path::new("/mnt/bin"))
 }
 
 fn tmpfs(at: &str) -> io::Result<()> {
