@@ -1,11 +1,13 @@
 //! Generates the types and tables of the interface from `schema/*.json`.
 
-#[path = "generator/model.rs"]
-mod model;
-#[path = "generator/parse.rs"]
-mod parse;
-#[path = "generator/rust.rs"]
-mod rust;
+#[path = "generator"]
+mod generator {
+    pub mod model;
+    pub mod parse;
+    pub mod rust;
+}
+
+use generator::{model, parse, rust};
 
 use std::path::Path;
 

@@ -3,7 +3,8 @@
 use crate::introspect;
 use crate::schema::{self, CommandDef, CommandInfo, VersionInfo};
 use crate::session::Call;
-use crate::wire::{Arguments, Command, Map, Reply};
+use crate::visit::Limits;
+use crate::wire::{Arguments, Command, Enum, EventType, Map, Reply};
 use crate::{cmd, visit};
 use lockstep_util::{Error, ErrorClass, Result, err};
 use serde_json::Value;
@@ -25,6 +26,7 @@ type OobHandler = Arc<dyn Fn(Map) -> Result<Value> + Send + Sync>;
 pub struct Catalogue {
     commands: BTreeMap<&'static str, &'static CommandDef>,
     oob: BTreeMap<&'static str, OobHandler>,
+    limits: Limits,
     /// True while the machine is not built yet (`--preconfig`): then only commands with `allow-preconfig` run.
     preconfig: AtomicBool,
 }
@@ -50,7 +52,7 @@ impl Catalogue {
     pub fn call_oob(&self, call: &Call) -> Result<Value> {
         let def = self.permit(&call.name, true)?;
         match self.oob.get(def.name) {
-            Some(handler) => handler(visit::arguments(def, call.arguments.clone())?),
+            Some(handler) => handler(visit::arguments(def, call.arguments.clone(), &self.limits)?),
             None => Err(err!("The command {} does not support OOB", call.name)),
         }
     }
@@ -111,8 +113,13 @@ impl<C: Clone + 'static> Registry<C> {
     }
 
     /// Says that an event can be sent; the introspection lists those only.
-    pub fn announce<E: crate::wire::EventType>(&mut self) {
+    pub fn announce<E: EventType>(&mut self) {
         self.events.push(E::DEF.name);
+    }
+
+    /// Says which values of an enumeration work, if not all that the schema has; the others are not listed and not taken.
+    pub fn offer_only<E: Enum>(&mut self, values: &[E]) {
+        self.catalogue.limits.only(values);
     }
 
     fn insert(&mut self, def: &'static CommandDef, handler: Handler<C>) {
@@ -130,7 +137,7 @@ impl<C: Clone + 'static> Registry<C> {
         let mut names: Vec<_> = self.catalogue.commands.keys().copied().collect();
         names.sort_by_key(|name| order(name));
         let list: Vec<_> = names.iter().map(|name| CommandInfo { name: (*name).to_owned() }).collect();
-        let answer = Value::Array(introspect::describe(&names, &self.events));
+        let answer = Value::Array(introspect::describe(&names, &self.events, &self.catalogue.limits));
         self.register::<cmd::QueryCommands>(async move |_, _| Ok(list.clone()));
         let schema = move |_: C, _: Map| -> LocalBoxFuture<'static, Result<Value>> {
             Box::pin(std::future::ready(Ok(answer.clone())))
@@ -156,7 +163,7 @@ impl<C: Clone + 'static> Dispatcher<C> {
     pub fn call(&self, ctx: C, name: &str, arguments: Map) -> LocalBoxFuture<'static, Result<Value>> {
         let checked = self.catalogue.permit(name, false).and_then(|def| {
             let handler = self.handlers.get(def.name).ok_or_else(|| err!("The command {name} has no handler"))?;
-            Ok((handler, visit::arguments(def, arguments)?))
+            Ok((handler, visit::arguments(def, arguments, &self.catalogue.limits)?))
         });
         match checked {
             Ok((handler, arguments)) => handler(ctx, arguments),

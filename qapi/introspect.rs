@@ -3,13 +3,14 @@
 //! Type names are replaced by numbers, as QEMU does, so that nobody relies on them.
 
 use crate::schema::{Builtin, Kind, TypeId, command, event_by_name};
+use crate::visit::Limits;
 use crate::wire::Map;
 use serde_json::{Value, json};
 use std::collections::{HashMap, VecDeque};
 
-/// Describes the commands and events of those names, and the types that they need.
-pub fn describe(commands: &[&str], events: &[&str]) -> Vec<Value> {
-    let mut d = Describer::default();
+/// Describes the commands and events of those names, and the types that they need, within `limits`.
+pub fn describe(commands: &[&str], events: &[&str], limits: &Limits) -> Vec<Value> {
+    let mut d = Describer { limits, out: Vec::new(), names: HashMap::new(), masked: 0, todo: VecDeque::new() };
     for def in commands.iter().filter_map(|name| command(name)) {
         let (arg, ret) = (d.object_name(def.arg), d.object_name(def.ret));
         let mut v = json!({"name": def.name, "meta-type": "command", "arg-type": arg, "ret-type": ret});
@@ -36,15 +37,15 @@ enum Used {
     Type(TypeId),
 }
 
-#[derive(Default)]
-struct Describer {
+struct Describer<'a> {
+    limits: &'a Limits,
     out: Vec<Value>,
     names: HashMap<Used, String>,
     masked: usize,
     todo: VecDeque<Used>,
 }
 
-impl Describer {
+impl Describer<'_> {
     fn push(&mut self, mut v: Value, features: &[&str]) {
         if !features.is_empty() {
             v["features"] = json!(features);
@@ -109,6 +110,7 @@ impl Describer {
                 json!({"name": name, "meta-type": "array", "element-type": element})
             }
             Kind::Enum(members) => {
+                let members: Vec<_> = members.iter().filter(|m| self.limits.allows(ty, m.name)).collect();
                 let values: Vec<_> = members.iter().map(|m| m.name).collect();
                 let members: Vec<_> =
                     members.iter().map(|m| with_features(json!({"name": m.name}), m.features)).collect();
@@ -146,10 +148,12 @@ impl Describer {
     /// Every value of the tag has a variant; most that the schema does not name are empty.
     fn variants(&mut self, tag: TypeId, variants: &[crate::schema::Variant]) -> Value {
         let Kind::Enum(cases) = &tag.def().kind else { return Value::Array(Vec::new()) };
-        let mut list: Vec<Value> = variants.iter().map(|v| json!({"case": v.case, "type": self.name(v.ty)})).collect();
-        for case in cases.iter().filter(|c| !variants.iter().any(|v| v.case == c.name)) {
-            list.push(json!({"case": case.name, "type": self.used(Used::Empty)}));
-        }
+        let offered = |case: &str| self.limits.allows(tag, case);
+        let mut list: Vec<(&str, Option<TypeId>)> =
+            variants.iter().filter(|v| offered(v.case)).map(|v| (v.case, Some(v.ty))).collect();
+        let empty = |case: &str| offered(case) && !variants.iter().any(|v| v.case == case);
+        list.extend(cases.iter().filter(|c| empty(c.name)).map(|c| (c.name, None)));
+        let list = list.into_iter().map(|(case, ty)| json!({"case": case, "type": self.object_name(ty)})).collect();
         Value::Array(list)
     }
 }

@@ -9,6 +9,7 @@
 
 #[macro_use]
 mod wire;
+pub mod cli;
 pub mod client;
 mod dispatch;
 mod introspect;
@@ -27,4 +28,14 @@ pub use message::{EventMessage, EventThrottle};
 pub use opts_visit::{check_opts, from_opts};
 pub use schema::{cmd, event};
 pub use session::{Call, QUEUE_LENGTH, Session, SessionConfig};
-pub use wire::{Arguments, Command, EventType, Field, Map, Members, NoArgs, Null, Reply, Wire};
+pub use wire::{Arguments, Command, Enum, EventType, Field, Map, Members, NoArgs, Null, Reply, Wire};
+
+/// The generator of the build script, compiled here too so that it can be tested.
+#[cfg(test)]
+#[path = "generator"]
+mod generator {
+    pub(crate) mod model;
+    pub(crate) mod parse;
+    mod rust;
+    mod tests;
+}

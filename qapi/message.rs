@@ -26,6 +26,12 @@ impl EventMessage {
         Self { name: E::DEF.name, data: data.to_members(), time }
     }
 
+    /// An event that happens now, by its name on the wire; `None` if it is no event that the schema knows.
+    pub fn named(name: &str, data: Map) -> Option<Self> {
+        let name = event_by_name(name)?.name;
+        Some(Self { name, data, time: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() })
+    }
+
     /// From the wire, for clients; `None` if it is no event that the schema knows.
     pub fn from_value(value: &Value) -> Option<Self> {
         let name = event_by_name(value.get("event")?.as_str()?)?.name;

@@ -253,7 +253,7 @@ impl Session {
 
     fn negotiate(&mut self, arguments: Map) -> Result<()> {
         use crate::wire::{Arguments, Command};
-        let arguments = visit::arguments(cmd::QmpCapabilities::DEF, arguments)?;
+        let arguments = visit::arguments(cmd::QmpCapabilities::DEF, arguments, visit::Limits::NONE)?;
         let wanted = cmd::QmpCapabilities::from_members(arguments)?.enable.unwrap_or_default();
         for capability in &wanted {
             match capability {

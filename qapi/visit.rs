@@ -5,9 +5,11 @@
 //! and nothing else. Walks the tables of [`crate::schema`], so there is one visitor and no generated code.
 
 use crate::schema::{Builtin, CommandDef, Kind, Member, TypeId, Variant};
-use crate::wire::{Map, Wire};
+use crate::wire::{Enum, Map, Wire};
 use lockstep_util::{Result, bail, err, size};
 use serde_json::Value;
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
 
 /// Where a value comes from, and so how strictly its scalars are typed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,29 +20,58 @@ pub enum Source {
     Keyval,
 }
 
+/// Values of enumerations that this program does not offer, although the schema has them: kinds of objects, of block
+/// drivers. To users they do not exist.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    only: HashMap<TypeId, HashSet<&'static str>>,
+}
+
+impl Limits {
+    /// No limits.
+    pub const NONE: &'static LazyLock<Limits> = &UNLIMITED;
+
+    /// Offers these values only.
+    pub fn only<E: Enum>(&mut self, values: &[E]) {
+        self.only.insert(E::TYPE, values.iter().map(|v| v.name()).collect());
+    }
+
+    /// Whether a value is offered.
+    pub fn allows(&self, ty: TypeId, value: &str) -> bool {
+        self.only.get(&ty).is_none_or(|values| values.contains(value))
+    }
+}
+
+static UNLIMITED: LazyLock<Limits> = LazyLock::new(Limits::default);
+
 /// Checks and converts a JSON value.
 pub fn from_json<T: Wire>(value: Value) -> Result<T> {
-    T::from_wire(check(T::TYPE, value, Source::Json)?)
+    T::from_wire(T::check(value, Source::Json)?)
 }
 
 /// Checks and converts what [`crate::keyval::parse`] made of an option string.
 pub fn from_keyval<T: Wire>(value: Value) -> Result<T> {
-    T::from_wire(check(T::TYPE, value, Source::Keyval)?)
+    T::from_wire(T::check(value, Source::Keyval)?)
 }
 
 /// Checks a value against a type; what returns has the members in the schema's order and the scalars in their types.
 pub fn check(ty: TypeId, value: Value, source: Source) -> Result<Value> {
-    Visitor { source }.value(ty, value, &Path::ROOT)
+    Visitor { source, limits: Limits::NONE }.value(ty, value, &Path::ROOT)
+}
+
+/// Like [`check`], for a list whose elements have the type.
+pub fn check_list(element: TypeId, value: Value, source: Source) -> Result<Value> {
+    Visitor { source, limits: Limits::NONE }.list(element, value, &Path::ROOT)
 }
 
 /// Like [`check`], for a value that messages give a name: `smp.cpus`.
 pub fn check_named(name: &str, ty: TypeId, value: Value, source: Source) -> Result<Value> {
-    Visitor { source }.value(ty, value, &Path::ROOT.member(name))
+    Visitor { source, limits: Limits::NONE }.value(ty, value, &Path::ROOT.member(name))
 }
 
 /// Checks the arguments of a command.
-pub fn arguments(def: &CommandDef, args: Map) -> Result<Map> {
-    let visitor = Visitor { source: Source::Json };
+pub fn arguments(def: &CommandDef, args: Map, limits: &Limits) -> Result<Map> {
+    let visitor = Visitor { source: Source::Json, limits };
     match def.arg.map(|ty| &ty.def().kind) {
         // What the schema says about them must hold, and more may be there.
         _ if !def.typed => Ok(args),
@@ -94,11 +125,12 @@ struct Shape {
     variants: &'static [Variant],
 }
 
-struct Visitor {
+struct Visitor<'a> {
     source: Source,
+    limits: &'a Limits,
 }
 
-impl Visitor {
+impl Visitor<'_> {
     fn full(&self, path: &Path<'_>) -> String {
         let mut steps = Vec::new();
         let mut at = Some(path);
@@ -137,16 +169,12 @@ impl Visitor {
             Kind::Builtin(b) => self.builtin(*b, value, path),
             Kind::Enum(members) => {
                 let name = self.string(value, path)?;
-                if !members.iter().any(|m| m.name == name) {
+                if !members.iter().any(|m| m.name == name) || !self.limits.allows(ty, &name) {
                     bail!("Parameter '{}' does not accept value '{name}'", path.bare());
                 }
                 Ok(Value::String(name))
             }
-            Kind::Array(element) => {
-                let Value::Array(items) = value else { return self.wrong_type(path, "array") };
-                let items = items.into_iter().enumerate();
-                items.map(|(i, v)| self.value(*element, v, &path.element(i))).collect::<Result<_>>().map(Value::Array)
-            }
+            Kind::Array(element) => self.list(*element, value, path),
             Kind::Object { members, tag, variants } => {
                 let Value::Object(map) = value else { return self.wrong_type(path, "object") };
                 self.object(&Shape { members, tag: *tag, variants }, map, path).map(Value::Object)
@@ -156,6 +184,12 @@ impl Visitor {
                 None => Err(err!("Invalid parameter type for '{}', expected: {}", path.bare(), def.name)),
             },
         }
+    }
+
+    fn list(&self, element: TypeId, value: Value, path: &Path<'_>) -> Result<Value> {
+        let Value::Array(items) = value else { return self.wrong_type(path, "array") };
+        let items = items.into_iter().enumerate();
+        items.map(|(i, v)| self.value(element, v, &path.element(i))).collect::<Result<_>>().map(Value::Array)
     }
 
     fn object(&self, shape: &Shape, mut map: Map, path: &Path<'_>) -> Result<Map> {
@@ -170,7 +204,7 @@ impl Visitor {
     fn members(&self, shape: &Shape, map: &mut Map, out: &mut Map, path: &Path<'_>) -> Result<()> {
         for m in shape.members {
             let here = path.member(m.name);
-            match map.remove(m.name) {
+            match map.shift_remove(m.name) {
                 Some(v) => {
                     let v = self.value(m.ty, v, &here)?;
                     out.insert(m.name.to_owned(), v);

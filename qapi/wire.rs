@@ -4,6 +4,7 @@
 //! decodes with [`crate::visit::from_json`], which has QEMU's error texts; a client can use `serde`.
 
 use crate::schema::{CommandDef, EventDef, TYPES, TypeId};
+use crate::visit::{self, Source};
 use lockstep_util::{Error, Result};
 use serde_json::Value;
 
@@ -19,6 +20,16 @@ pub trait Wire: Sized {
     fn from_wire(value: Value) -> Result<Self>;
     /// The value on the wire.
     fn to_wire(&self) -> Value;
+    /// Checks a value that is to become one of these.
+    fn check(value: Value, source: Source) -> Result<Value> {
+        visit::check(Self::TYPE, value, source)
+    }
+}
+
+/// An enumeration of the schema.
+pub trait Enum: Wire + Copy + 'static {
+    /// The name on the wire.
+    fn name(self) -> &'static str;
 }
 
 /// A structure or union, whose members are an object's.
@@ -220,7 +231,7 @@ scalar! {
     Value, 14, v => Some(v), v => v.clone();
 }
 
-/// The type id of an array is not needed by clients; its elements' is enough for messages.
+/// Its `TYPE` is that of the elements: the tables have no array of every type.
 impl<T: Wire> Wire for Vec<T> {
     const TYPE: TypeId = T::TYPE;
     fn from_wire(value: Value) -> Result<Self> {
@@ -231,6 +242,9 @@ impl<T: Wire> Wire for Vec<T> {
     }
     fn to_wire(&self) -> Value {
         Value::Array(self.iter().map(Wire::to_wire).collect())
+    }
+    fn check(value: Value, source: Source) -> Result<Value> {
+        visit::check_list(T::TYPE, value, source)
     }
 }
 
@@ -293,6 +307,11 @@ macro_rules! qapi_enum {
             /// The value of that name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::NAMES.iter().position(|n| *n == name).map(|i| Self::ALL[i])
+            }
+        }
+        impl Enum for $name {
+            fn name(self) -> &'static str {
+                self.as_str()
             }
         }
         impl std::fmt::Display for $name {

@@ -1,6 +1,6 @@
 //! Turns parsed expressions into a checked model: every name resolved, bases flattened, conditions evaluated.
 
-use crate::parse::{Expr, Value};
+use super::parse::{Expr, Value};
 use std::collections::HashMap;
 
 /// Index of a type in [`Schema::types`].

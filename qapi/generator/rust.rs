@@ -3,7 +3,7 @@
 //! Only data and thin conversions are generated; the checks of input are one table-driven visitor, so that compile time
 //! grows slowly with the schema.
 
-use crate::model::{Kind, Member, Schema, TypeId};
+use super::model::{Kind, Member, Schema, TypeId};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 

@@ -151,9 +151,9 @@ impl Lexer {
             (ExponentMark, b'-' | b'+') => Step::Go(ExponentSign),
             (ExponentMark | ExponentSign | Exponent, b'0'..=b'9') => Step::Go(Exponent),
             (Keyword, b'a'..=b'z') => Step::Go(Keyword),
-            (Zero | Digits, 0..=0x7f) => Step::Before(T::Integer),
-            (Fraction | Exponent, 0..=0x7f) => Step::Before(T::Float),
-            (Keyword, 0..=0x7f) => Step::Before(T::Keyword),
+            (Zero | Digits, _) => Step::Before(T::Integer),
+            (Fraction | Exponent, _) => Step::Before(T::Float),
+            (Keyword, _) => Step::Before(T::Keyword),
             _ => Step::Bad,
         }
     }

@@ -51,6 +51,8 @@ fn syntax_errors_are_worded_as_qemu_does() {
         (b"{\"a\":{\"b\":bad}} {}\n", &["! invalid keyword 'bad'", "{}"]),
         (b"]]]\n", &["! expecting value", "! expecting value", "! expecting value"]),
         (b"A\n", &["! stray 'A'"]),
+        (b"1\xc3\xa9\n", &["1", "! stray '\u{fffd}'"]),
+        (b"nul\xc3\xa9\n", &["! invalid keyword 'nul'", "! stray '\u{fffd}'"]),
         (b"aB {}\n", &["! invalid keyword 'a'", "! stray 'B'", "{}"]),
         (b"{\"x\":@,{}\n}\n", &["! stray '@'", "! expecting value", "{}", "! expecting value"]),
     ];

@@ -7,7 +7,7 @@ use serde_json::json;
 
 fn ask(name: &str, args: Value) -> Result<Map> {
     let Value::Object(map) = args else { panic!("arguments are an object") };
-    arguments(command(name).unwrap(), map)
+    arguments(command(name).unwrap(), map, Limits::NONE)
 }
 
 #[test]
@@ -110,6 +110,24 @@ fn arguments_are_judged_as_qemu_does() {
 }
 
 #[test]
+fn a_list_is_checked_by_its_elements() {
+    use crate::schema::YankInstance;
+    let list: Vec<YankInstance> = from_json(json!([{"type": "migration"}, {"type": "chardev", "id": "x"}])).unwrap();
+    assert_eq!(list[0], YankInstance::Migration);
+    let e = from_json::<Vec<YankInstance>>(json!([{"type": "migration"}, {"type": "chardev"}])).unwrap_err();
+    assert_eq!(e.message(), "Parameter '[1].id' is missing");
+}
+
+#[test]
+fn values_that_are_not_offered_do_not_exist() {
+    let mut limits = Limits::default();
+    limits.only(&[crate::schema::ObjectType::FilterMirror]);
+    let Value::Object(map) = json!({"qom-type": "iothread", "id": "a"}) else { unreachable!() };
+    let e = arguments(command("object-add").unwrap(), map, &limits).unwrap_err();
+    assert_eq!(e.message(), "Parameter 'qom-type' does not accept value 'iothread'");
+}
+
+#[test]
 fn the_documented_procedure_is_accepted() {
     for (name, args) in [
         ("nbd-server-start", json!({"addr": {"type": "inet", "data": {"host": "0.0.0.0", "port": "9999"}}})),
@@ -150,11 +168,11 @@ fn sample(ty: TypeId, depth: u32, random: &mut dyn FnMut() -> u32) -> Value {
         Kind::Builtin(b) => match b {
             Builtin::Str | Builtin::Any => json!(format!("s{}", random() % 100)),
             Builtin::Number => json!(f64::from(random()) / 2.0),
-            Builtin::Bool => json!(random() % 2 == 0),
+            Builtin::Bool => json!(random() & 1 == 0),
             Builtin::Null => Value::Null,
             Builtin::Uint64 | Builtin::Size => json!(u64::from(random()) << 32),
             b => match range_name(*b) {
-                Some((min, ..)) if random() % 2 == 0 => json!(i64::try_from(min).unwrap()),
+                Some((min, ..)) if random() & 1 == 0 => json!(i64::try_from(min).unwrap()),
                 Some((_, max, _)) => json!(i64::try_from(max).unwrap()),
                 None => json!(-i64::from(random())),
             },
@@ -172,7 +190,7 @@ fn sample(ty: TypeId, depth: u32, random: &mut dyn FnMut() -> u32) -> Value {
         Kind::Object { members, tag, variants } => {
             let mut map = Map::new();
             for (i, m) in members.iter().enumerate() {
-                if !m.optional || *tag == Some(i) || depth > 0 && random() % 2 == 0 {
+                if !m.optional || *tag == Some(i) || depth > 0 && (random() & 1 == 0) {
                     map.insert(m.name.into(), sample(m.ty, depth.saturating_sub(1), random));
                 }
             }

@@ -3,13 +3,15 @@
 use crate::driver::DriverDef;
 
 /// All drivers. Probing takes the surest, and the first of equals.
+#[rustfmt::skip]
 pub static TABLE: &[&DriverDef] = &[
     &crate::file::FILE,
-    &crate::null::NULL_CO,
-    &crate::null::NULL_AIO,
-    &crate::raw::RAW,
     &crate::nbd::driver::NBD,
+    &crate::null::NULL_AIO,
+    &crate::null::NULL_CO,
+    &crate::qcow2::QCOW2,
     &crate::quorum::QUORUM,
+    &crate::raw::RAW,
     &crate::replication::REPLICATION,
 ];
 

@@ -92,6 +92,9 @@ pub trait VmControl {
     /// Name of the run state (`running`, `paused`, `prelaunch`, ...).
     fn run_state(&self) -> String;
 
+    /// Whether the guest starts by itself when a migration has arrived (no `-S`).
+    fn autostart(&self) -> bool;
+
     /// Stops the guest, if it runs: vCPUs parked, virtual clock off, disks drained and what the guest asked to be flushed flushed.
     /// Sets the run state in any case. Emits `STOP` if it ran.
     ///

@@ -1,8 +1,12 @@
 //! The one room that knows everyone: the machine and its run state, the command line, the monitors' commands.
 
 pub mod cmdline;
+pub mod drive;
+pub mod machine_options;
 pub mod monitor;
+pub mod objects;
 pub mod qmp;
+pub mod qom;
 pub mod runstate;
 pub mod startup;
 pub mod vm;

@@ -9,6 +9,7 @@ use lockstep_util::{Error, Result, err};
 
 use crate::{
     cmdline::{self, CommandLine},
+    machine_options::MachineOptions,
     version_text,
     vm::{Accelerator, Vm},
 };
@@ -103,8 +104,8 @@ fn watch_signals(vm: &Rc<Vm>) -> Result<()> {
 
 async fn run_machine(line: CommandLine, main: ContextHandle) -> Result<ExitCode> {
     let clocks = Clocks::new();
-    let name = line.last("name").map(|o| o.value.clone());
-    let vm = Vm::new(main, Board::new(clocks), Accelerator::None, name, None);
+    let options = MachineOptions::parse(&line)?;
+    let vm = Vm::new(main, Board::new(clocks), Accelerator::None, options);
     watch_signals(&vm)?;
     vm.autostart.set(!line.has("S"));
     if vm.autostart.get() {

@@ -12,6 +12,7 @@ pub const GIB: u64 = 1 << 30;
 /// says that the value is not a size.
 pub fn parse_size(text: &str, default_suffix: char) -> Option<u64> {
     let text = text.trim_start();
+    let text = text.strip_prefix('+').unwrap_or(text);
     if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         return u64::from_str_radix(hex, 16).ok();
     }
@@ -33,10 +34,10 @@ pub fn parse_size(text: &str, default_suffix: char) -> Option<u64> {
         _ => return None,
     };
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() {
+    if whole.is_empty() && fraction.is_empty() {
         return None;
     }
-    let whole: u64 = whole.parse().ok()?;
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
     let mut bytes = (whole as u128) << shift;
     if !fraction.is_empty() {
         let digits = &fraction[..fraction.len().min(18)];
@@ -44,9 +45,8 @@ pub fn parse_size(text: &str, default_suffix: char) -> Option<u64> {
         if shift == 0 && numerator != 0 {
             return None;
         }
-        bytes += (numerator << shift) / 10u128.pow(digits.len() as u32);
-    } else if number.ends_with('.') {
-        return None;
+        let denominator = 10u128.pow(digits.len() as u32);
+        bytes += ((numerator << shift) + denominator / 2) / denominator;
     }
     u64::try_from(bytes).ok()
 }
@@ -61,7 +61,9 @@ mod tests {
         assert_eq!(parse_size("10G", 'B'), Some(10 * GIB));
         assert_eq!(parse_size("1.5k", 'B'), Some(1536));
         assert_eq!(parse_size("0x10", 'B'), Some(16));
-        for bad in ["", "G", "1Q", "1GB", "-1", "16E", "1.5B", "1."] {
+        assert_eq!(parse_size(" +.5k", 'B'), Some(512));
+        assert_eq!(parse_size("1.k", 'B'), Some(1024));
+        for bad in ["", "G", "1Q", "1GB", "-1", "16E", "1.5B", "1.5", ".", ".k", "1 ", "1e3", "0x10k"] {
             assert_eq!(parse_size(bad, 'B'), None, "{bad}");
         }
     }

@@ -58,6 +58,11 @@ impl Encoder {
         self.buf
     }
 
+    /// The buffer itself, for a writer that appends to plain bytes.
+    pub fn buffer_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.buf
+    }
+
     /// Appends bytes as they are.
     pub fn put_bytes(&mut self, bytes: &[u8]) {
         self.buf.extend_from_slice(bytes);

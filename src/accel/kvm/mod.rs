@@ -4,8 +4,10 @@
 //! `kvm-pvm`, where a guest that knows it can run without either.
 
 mod irqchip;
+mod kvmclock;
 mod slots;
 mod vcpu;
+pub use kvmclock::KvmClock;
 
 use std::sync::Arc;
 
@@ -13,11 +15,12 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irq_routing_entry, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use lockstep_hw::core::{IrqLine, IrqSink};
+use lockstep_event::Clocks;
+use lockstep_hw::timer::pit::PitState;
 use lockstep_memory::{AddressSpace, RamList};
 use lockstep_util::{Error, Result, err};
+use parking_lot::Mutex;
 
-pub use irqchip::{IoApicRaw, PicRaw, PitRaw};
 use slots::Slots;
 pub use vcpu::KvmVcpu;
 
@@ -32,6 +35,10 @@ pub struct KvmMachine {
     vm: Arc<VmFd>,
     slots: Arc<Slots>,
     msr_indices: Arc<Vec<u32>>,
+    clocks: Clocks,
+    /// State of the timer and the clock while the guest stands: the kernel's run on.
+    stopped_pit: Mutex<Option<PitState>>,
+    stopped_clock: Mutex<Option<u64>>,
 }
 
 impl KvmMachine {
@@ -39,7 +46,7 @@ impl KvmMachine {
     ///
     /// # Errors
     /// With QEMU's texts: KVM is missing, not permitted, or lacks what is needed.
-    pub fn new() -> Result<Self> {
+    pub fn new(clocks: Clocks) -> Result<Self> {
         let kvm = Kvm::new().map_err(|e| {
             let e = std::io::Error::from(e);
             Error::with_errno("Could not access KVM kernel module", &e)
@@ -71,36 +78,24 @@ impl KvmMachine {
         msr_indices.push(msr::PVM_VCPU_STRUCT);
         let vm = Arc::new(vm);
         let slots = Arc::new(Slots::new(vm.clone(), kvm.get_nr_memslots()));
-        Ok(Self { kvm, vm, slots, msr_indices: Arc::new(msr_indices) })
+        let this = Self {
+            kvm,
+            vm,
+            slots,
+            msr_indices: Arc::new(msr_indices),
+            clocks,
+            stopped_pit: Mutex::new(None),
+            stopped_clock: Mutex::new(None),
+        };
+        // The guest stands until it is started.
+        this.stopped()?;
+        Ok(this)
     }
 
     /// Gives the guest its memory and follows its map and its dirty logging from now on.
     pub fn attach_memory(&self, memory: &AddressSpace, ram: &RamList) {
         ram.add_dirty_log(self.slots.clone());
         memory.add_listener(self.slots.clone());
-    }
-
-    /// A line to each input of the interrupt controllers: ISA interrupts 0 to 15 reach the PICs and the IOAPIC.
-    pub fn irq_line(&self, gsi: u32) -> IrqLine {
-        IrqLine::new(self.irq_sink(), gsi)
-    }
-
-    /// See [`irq_line`](Self::irq_line).
-    pub fn irq_sink(&self) -> Arc<dyn IrqSink> {
-        Arc::new(GsiSink { vm: self.vm.clone() })
-    }
-
-    /// Delivers a message-signalled interrupt.
-    pub fn signal_msi(&self, address: u64, data: u32) {
-        let msi = kvm_bindings::kvm_msi {
-            address_lo: address as u32,
-            address_hi: (address >> 32) as u32,
-            data,
-            ..Default::default()
-        };
-        if let Err(e) = self.vm.signal_msi(msi) {
-            tracing::debug!("KVM_SIGNAL_MSI: {e}");
-        }
     }
 
     /// Makes a vCPU. Warnings of features that the host lacks go to `warn`.
@@ -128,33 +123,36 @@ impl KvmMachine {
         Ok(Box::new(KvmVcpu::new(fd, index, signature, self.msr_indices.clone(), memory.clone(), ports.clone())?))
     }
 
-    /// The guest's clock in nanoseconds (kvmclock).
+    fn read_clock(&self) -> Result<u64> {
+        self.vm.get_clock().map(|c| c.clock).map_err(|e| kvm_error("KVM_GET_CLOCK failed", e))
+    }
+
+    fn write_clock(&self, clock: u64) -> Result<()> {
+        let data = kvm_clock_data { clock, ..Default::default() };
+        self.vm.set_clock(&data).map_err(|e| kvm_error("KVM_SET_CLOCK failed", e))
+    }
+
+    /// The guest's paravirtual clock in nanoseconds. It stands while the guest does.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn clock(&self) -> Result<u64> {
-        self.vm.get_clock().map(|c| c.clock).map_err(|e| kvm_error("KVM_GET_CLOCK failed", e))
+        match *self.stopped_clock.lock() {
+            Some(clock) => Ok(clock),
+            None => self.read_clock(),
+        }
     }
 
-    /// Sets the guest's clock.
+    /// Sets the guest's paravirtual clock.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn set_clock(&self, clock: u64) -> Result<()> {
-        let data = kvm_clock_data { clock, ..Default::default() };
-        self.vm.set_clock(&data).map_err(|e| kvm_error("KVM_SET_CLOCK failed", e))
-    }
-}
-
-struct GsiSink {
-    vm: Arc<VmFd>,
-}
-
-impl IrqSink for GsiSink {
-    fn set_irq(&self, n: u32, level: bool) {
-        if let Err(e) = self.vm.set_irq_line(n, level) {
-            tracing::error!("kvm_set_irq: {e}");
+        let mut stopped = self.stopped_clock.lock();
+        if stopped.is_some() {
+            *stopped = Some(clock);
         }
+        self.write_clock(clock)
     }
 }
 

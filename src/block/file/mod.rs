@@ -108,6 +108,36 @@ async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
     }))
 }
 
+/// Creates a file of the given length, or empties one that nobody uses.
+pub(crate) async fn create(filename: &str, size: u64, prealloc: Preallocation) -> Result<()> {
+    let could_not = format!("Could not create '{filename}'");
+    let path = filename.to_owned();
+    if prealloc == Preallocation::Metadata {
+        bail!("Unsupported preallocation mode 'metadata'");
+    }
+    pool::run(&Orphans::new(), move || Ok(create_blocking(&path, size, prealloc)))
+        .await
+        .map_err(|e| Error::with_errno(&could_not, &e))?
+}
+
+fn create_blocking(path: &str, size: u64, prealloc: Preallocation) -> Result<()> {
+    let failed = |e: io::Error| Error::with_errno(format!("Could not create '{path}'"), &e);
+    // Not truncated here: somebody may be using it, which only the lock tells.
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(failed)?;
+    let mut lock = ImageLock::new(File::open(path).map_err(failed)?, path);
+    if lock.works() {
+        lock.acquire(Perm::WRITE | Perm::RESIZE, Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED)?;
+    }
+    let regular = file.metadata().map_err(failed)?.is_file();
+    if regular {
+        file.set_len(0).map_err(|e| Error::with_errno(format!("Could not clear '{path}'"), &e))?;
+        sys::truncate(&file, 0, size, prealloc)?;
+    } else if sys::length(&file).map_err(failed)? < size {
+        bail!("Device '{path}' is smaller than the requested size");
+    }
+    Ok(())
+}
+
 fn proc_path(file: &File) -> String {
     use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", file.as_raw_fd())

@@ -20,6 +20,9 @@ pub struct JobEdge {
     pub(super) in_flight: Cell<usize>,
     /// The job drains its own nodes.
     pub(super) draining_itself: Cell<bool>,
+    /// Drains that paused the job, and those of its own that did not.
+    paused: Cell<u32>,
+    own: Cell<u32>,
 }
 
 impl JobEdge {
@@ -32,6 +35,7 @@ impl JobEdge {
     pub fn set_job(&self, job: &Rc<Job>) {
         *self.job.borrow_mut() = Rc::downgrade(job);
         for _ in 0..self.early.replace(0) {
+            self.paused.set(self.paused.get() + 1);
             job.pause();
         }
     }
@@ -49,8 +53,15 @@ impl Parent for JobEdge {
     }
 
     fn drained_begin(&self) {
+        if self.draining_itself.get() {
+            self.own.set(self.own.get() + 1);
+            return;
+        }
         match self.job.borrow().upgrade() {
-            Some(job) => job.pause(),
+            Some(job) => {
+                self.paused.set(self.paused.get() + 1);
+                job.pause();
+            }
             None => self.early.set(self.early.get() + 1),
         }
     }
@@ -63,8 +74,15 @@ impl Parent for JobEdge {
     }
 
     fn drained_end(&self) {
+        if self.paused.get() == 0 && self.own.get() > 0 {
+            self.own.set(self.own.get() - 1);
+            return;
+        }
         match self.job.borrow().upgrade() {
-            Some(job) => job.resume(),
+            Some(job) => {
+                self.paused.set(self.paused.get().saturating_sub(1));
+                job.resume();
+            }
             None => self.early.set(self.early.get().saturating_sub(1)),
         }
     }

@@ -28,6 +28,8 @@ const MAX_COPY: u64 = 4 << 20;
 const MAX_STATUS: u64 = 1 << 30;
 /// How long a ready job sleeps without being woken.
 const IDLE: Duration = Duration::from_millis(100);
+/// What may be left for the time when nobody writes, in bytes.
+const FINAL: u64 = 8 << 20;
 /// Default of `buf-size`, in bytes.
 pub const DEFAULT_BUF_SIZE: u64 = 16 << 20;
 
@@ -55,12 +57,6 @@ pub type Pivot = Box<dyn Fn(&Engine) -> LocalBoxFuture<'static, Result<()>>>;
 pub struct MirrorParts {
     /// For the edges of the job.
     pub edge: Rc<JobEdge>,
-    /// Read from here.
-    pub source: Rc<Child>,
-    /// Written to here.
-    pub target: Rc<Child>,
-    /// Commit: only what is allocated above this node is copied, and it is the target.
-    pub base: Option<Rc<Node>>,
     /// What is copied at the start.
     pub sync: SyncMode,
     /// Bytes for each bit of the dirty map (a power of two).
@@ -73,7 +69,7 @@ pub struct MirrorParts {
     pub on_target_error: OnError,
     /// Zeroes may be written by unmapping.
     pub unmap: bool,
-    /// Completes without being told, as soon as both sides are equal.
+    /// Has no steady state: completes as soon as both sides are equal.
     pub auto_complete: bool,
     /// What completing does, under drain.
     pub pivot: Pivot,
@@ -81,10 +77,18 @@ pub struct MirrorParts {
     pub blockers: Vec<OpBlockGuard>,
 }
 
+struct Ends {
+    source: Rc<Child>,
+    target: Rc<Child>,
+    base: Option<Rc<Node>>,
+}
+
 /// The state of a running mirror.
 pub struct Engine {
     graph: WeakGraph,
     parts: MirrorParts,
+    /// The nodes, until the job lets go of them.
+    ends: RefCell<Option<Ends>>,
     dirty: RefCell<DirtyMap>,
     copying: RefCell<Vec<(u64, u64)>>,
     bytes_in_flight: Cell<u64>,
@@ -106,13 +110,21 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// A mirror of these parts.
-    pub fn new(graph: &crate::graph::Graph, parts: MirrorParts) -> Result<Self> {
-        let size = parts.source.node().len().map_err(|e| Error::with_errno("Failed to get image size", &e))?;
+    /// Reads from `source` and writes to `target`. With a `base` (which is the target, for a commit) only what is
+    /// allocated above it is copied.
+    pub fn new(
+        graph: &crate::graph::Graph,
+        source: Rc<Child>,
+        target: Rc<Child>,
+        base: Option<Rc<Node>>,
+        parts: MirrorParts,
+    ) -> Result<Self> {
+        let size = source.node().len().map_err(|e| Error::with_errno("Failed to get image size", &e))?;
         let dirty = DirtyMap::new(size, parts.granularity);
         let engine = Rc::new(Engine {
             graph: graph.downgrade(),
             parts,
+            ends: RefCell::new(Some(Ends { source, target, base })),
             dirty: RefCell::new(dirty),
             copying: RefCell::default(),
             bytes_in_flight: Cell::new(0),
@@ -132,12 +144,22 @@ impl Mirror {
 impl Engine {
     /// The node that is read.
     pub fn source(&self) -> Rc<Node> {
-        self.parts.source.node()
+        match &*self.ends.borrow() {
+            Some(ends) => ends.source.node(),
+            None => unreachable!("a mirror that has let go copies nothing"),
+        }
     }
 
     /// The node that is written.
     pub fn target(&self) -> Rc<Node> {
-        self.parts.target.node()
+        match &*self.ends.borrow() {
+            Some(ends) => ends.target.node(),
+            None => unreachable!("a mirror that has let go copies nothing"),
+        }
+    }
+
+    fn base(&self) -> Option<Rc<Node>> {
+        self.ends.borrow().as_ref().and_then(|e| e.base.clone())
     }
 
     /// The graph, while it lives.
@@ -169,7 +191,7 @@ impl Engine {
     async fn check_lengths(&self) -> Result<()> {
         let length = |node: Rc<Node>| node.len().map_err(|e| Error::from(e));
         let (source, target) = (length(self.source())?, length(self.target())?);
-        if self.parts.base.is_some() {
+        if self.base().is_some() {
             if source > target {
                 self.target().truncate(source, false, Preallocation::Off).await?;
             }
@@ -187,12 +209,12 @@ impl Engine {
                 job.set_remaining(0);
                 return Ok(());
             }
-            SyncMode::Full if self.parts.base.is_none() => {
+            SyncMode::Full if self.base().is_none() => {
                 self.dirty.borrow_mut().set(0, size);
                 job.set_remaining(self.remaining());
                 return Ok(());
             }
-            SyncMode::Full => self.parts.base.clone(),
+            SyncMode::Full => self.base(),
             SyncMode::Top => source.skip_filters().backing(),
         };
         let mut at = 0;
@@ -221,6 +243,10 @@ impl Engine {
             job.set_remaining(self.remaining());
             let changed = self.changed.notified();
             self.start_copies(job).await;
+            // A guest that writes all the time is held for the last bit.
+            if self.wants_end(job) && self.remaining() <= FINAL && self.failure.borrow().is_none() {
+                return self.finish(job).await;
+            }
             if !self.is_equal() || self.failure.borrow().is_some() {
                 // All slots are taken, or what is left overlaps copies under way.
                 job.pause_point().await;
@@ -231,44 +257,51 @@ impl Engine {
                 continue;
             }
             // Both sides are equal at this moment.
-            if !job.is_ready() {
+            if !job.is_ready() && !self.parts.auto_complete {
                 if let Err(e) = self.target().flush().await {
                     self.fail(false, e);
                     continue;
                 }
                 job.set_remaining(0);
                 job.become_ready();
-                if self.parts.auto_complete {
-                    job.complete()?;
-                }
                 continue;
             }
-            let pivot = job.is_completing();
-            if pivot || job.cancel_requested() {
-                if self.finish(pivot).await? {
-                    return Ok(());
-                }
-                continue;
+            if !self.wants_end(job) {
+                job.sleep(IDLE).await;
             }
-            job.sleep(IDLE).await;
         }
     }
 
-    /// With nobody writing: makes sure that both sides are equal, and pivots. False if there was still work.
-    async fn finish(&self, pivot: bool) -> Result<bool> {
+    fn wants_end(&self, job: &Job) -> bool {
+        self.parts.auto_complete || (job.is_ready() && (job.is_completing() || job.cancel_requested()))
+    }
+
+    /// With nobody writing: copies what is left, and pivots if that is asked.
+    async fn finish(self: &Rc<Self>, job: &Rc<Job>) -> Result<()> {
         self.parts.edge.draining_itself.set(true);
         let _off = OnDrop(|| self.parts.edge.draining_itself.set(false));
         let _quiet = self.source().drain().await;
-        if !self.is_equal() {
-            return Ok(false);
+        while !self.is_equal() {
+            if job.is_cancelled() {
+                return Ok(());
+            }
+            self.settle_failure(job)?;
+            job.pause_point().await;
+            let changed = self.changed.notified();
+            self.start_copies(job).await;
+            if !self.is_equal() {
+                tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep(IDLE) => {}
+                }
+            }
         }
-        if let Err(e) = self.target().flush().await {
-            return Err(Error::from(e));
-        }
-        if pivot {
+        self.target().flush().await?;
+        job.set_remaining(0);
+        if self.parts.auto_complete || job.is_completing() {
             (self.parts.pivot)(self).await?;
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Starts as many copies as there is room for.
@@ -456,15 +489,19 @@ impl JobDriver for Mirror {
     }
 
     fn cancel_in_flight(&self) {
-        self.engine.target().cancel_in_flight();
+        if let Some(ends) = &*self.engine.ends.borrow() {
+            ends.target.node().cancel_in_flight();
+        }
     }
 
     fn clean(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(async move {
             *self.hook.borrow_mut() = None;
             self.engine.job.borrow_mut().take();
-            self.engine.parts.source.detach();
-            self.engine.parts.target.detach();
+            if let Some(ends) = self.engine.ends.take() {
+                ends.source.detach();
+                ends.target.detach();
+            }
             // The target's connection must be gone when the job is: commands behind it may want the export.
             if let Some(graph) = self.engine.graph.upgrade() {
                 graph.collect().await;

@@ -1,5 +1,7 @@
 //! Long-running block operations: the list of jobs and the commands to them.
 
+pub mod backup;
+pub mod commands;
 pub mod copy_before_write;
 pub mod dirty;
 mod edge;
@@ -7,6 +9,9 @@ pub mod job;
 pub mod mirror;
 pub mod rate;
 pub mod state;
+mod target;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -198,6 +198,7 @@ impl BlockDriver for Replication {
             match (self.mode, self.stage.get()) {
                 // The overlays are thrown away at the next checkpoint; a failover makes them durable.
                 (ReplicationMode::Secondary, Stage::Running) => Ok(()),
+                (ReplicationMode::Secondary, Stage::Failover | Stage::FailoverFailed) => self.flush_chain().await,
                 (ReplicationMode::Secondary, _) => self.file.node().flush().await,
                 (ReplicationMode::Primary, _) => self.file.node().flush().await.inspect_err(|e| {
                     if self.stage.get() == Stage::Running {

@@ -181,16 +181,12 @@ impl Replication {
             self.stop_copying();
             drop(running);
         }
-        // Flushes of the guest were not passed on until now; what it was told is true from here on.
-        if let Err(e) = active.flush().await {
-            tracing::warn!("flushing the active disk at failover failed: {e}");
-        }
-        let hidden_flush = match active.backing() {
-            Some(hidden) => hidden.flush().await,
-            None => Ok(()),
-        };
-        if let Err(e) = hidden_flush {
-            tracing::warn!("flushing the hidden disk at failover failed: {e}");
+        // Flushes of the guest were not passed on until now; what it was told is true from here on. The disk below had
+        // the primary's flushes already.
+        for overlay in [Some(active.clone()), active.backing()].into_iter().flatten() {
+            if let Err(e) = overlay.flush().await {
+                tracing::warn!("flushing '{}' at failover failed: {e}", overlay.name());
+            }
         }
         if let Err(e) = self.start_commit(&graph, &active, &secondary) {
             self.stage.set(Stage::FailoverFailed);
@@ -218,9 +214,6 @@ impl Replication {
         };
         let parts = MirrorParts {
             edge,
-            source,
-            target,
-            base: Some(secondary.clone()),
             sync: SyncMode::Full,
             granularity: MIN_CLUSTER,
             buf_size: DEFAULT_BUF_SIZE,
@@ -231,7 +224,7 @@ impl Replication {
             pivot: Box::new(pivot),
             blockers: Vec::new(),
         };
-        let mirror = Mirror::new(graph, parts)?;
+        let mirror = Mirror::new(graph, source, target, Some(secondary.clone()), parts)?;
         let job = Jobs::of(graph).start(graph, JobType::Commit, JobOptions::internal(), Box::new(mirror))?;
         let node = self.node.clone();
         tokio::task::spawn_local(async move {
@@ -246,6 +239,20 @@ impl Replication {
             }
         });
         Ok(())
+    }
+
+    /// Makes the guest's disk stable while it is spread over the overlays and the disk below.
+    pub(super) async fn flush_chain(&self) -> io::Result<()> {
+        let mut layer = Some(self.file.node());
+        let mut result = Ok(());
+        while let Some(node) = layer {
+            let flushed = node.flush().await;
+            if result.is_ok() {
+                result = flushed;
+            }
+            layer = node.backing();
+        }
+        result
     }
 
     /// After a commit that failed: what the overlays hold is written there, the rest straight to the disk, so that the

@@ -195,6 +195,14 @@ impl Channel {
         Ok(())
     }
 
+    /// Another descriptor of the reading side, to wait on elsewhere.
+    ///
+    /// # Errors
+    /// When the process is out of descriptors.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.read.try_clone()
+    }
+
     /// How many written bytes the peer has not acknowledged; 0 where that is not known.
     pub fn unacknowledged(&self) -> usize {
         let mut count: libc::c_int = 0;

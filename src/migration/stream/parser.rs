@@ -8,8 +8,10 @@ use lockstep_vmstate::{Decoder, LoadError};
 
 /// The most that one element other than the description may take, in bytes: far more than any device's state.
 const MAX_ELEMENT: usize = 64 << 20;
-/// The most the description may take, in bytes. It is passed over, not kept.
+/// The most the description may take, in bytes.
 const MAX_DESCRIPTION: u32 = 256 << 20;
+/// The longest description that is kept for its reader; longer ones are passed over.
+const MAX_KEPT: u32 = 4 << 20;
 /// More sections than any machine has.
 const MAX_SECTIONS: usize = 4096;
 
@@ -75,6 +77,7 @@ pub struct StreamParser {
     ram: RamDecoder,
     sections: Vec<SectionHeader>,
     description_follows: bool,
+    description: Option<Vec<u8>>,
 }
 
 impl StreamParser {
@@ -87,6 +90,7 @@ impl StreamParser {
             ram: RamDecoder::new(table),
             sections: Vec::new(),
             description_follows: frames.description,
+            description: None,
         }
     }
 
@@ -94,6 +98,11 @@ impl StreamParser {
     pub fn resume(&mut self) {
         self.state = State::Sections;
         self.description_follows = false;
+    }
+
+    /// The description, if there was one and it is JSON.
+    pub fn take_description(&mut self) -> Option<serde_json::Value> {
+        serde_json::from_slice(&self.description.take()?).ok()
     }
 
     /// Whether everything was taken.
@@ -172,6 +181,7 @@ impl StreamParser {
                 if len > MAX_DESCRIPTION {
                     return Ok(Err(err!("The description of the migration stream is too long")));
                 }
+                self.description = (len <= MAX_KEPT).then(Vec::new);
                 self.skip(input, len)
             }
             State::Skip(left) => {
@@ -185,9 +195,13 @@ impl StreamParser {
     fn skip<'a>(&mut self, input: &mut Decoder<'a>, left: u32) -> Result<Result<Item<'a>>, LoadError> {
         let here = input.remaining().min(left as usize);
         if here == 0 && left > 0 {
+            // Nothing was taken, so that the head is read again.
             return Err(LoadError::Short);
         }
-        input.take(here)?;
+        let piece = input.take(here)?;
+        if let Some(kept) = &mut self.description {
+            kept.extend_from_slice(piece);
+        }
         let left = left - here as u32;
         self.state = if left == 0 { State::Done } else { State::Skip(left) };
         Ok(Ok(if left == 0 { Item::Done } else { Item::Frame }))

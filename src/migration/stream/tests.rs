@@ -65,7 +65,7 @@ fn sample() -> Vec<u8> {
     writer.footer(ram.id);
     let devices = writer.devices(&states).unwrap();
     writer.eof();
-    writer.description(MACHINE, devices);
+    writer.description(MACHINE, devices, None);
     out.into_bytes()
 }
 

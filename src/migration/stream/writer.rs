@@ -110,8 +110,8 @@ impl<'a> StreamWriter<'a> {
         Ok(descriptions)
     }
 
-    /// The description that ends a stream.
-    pub fn description(&mut self, machine: &str, devices: Vec<Value>) {
+    /// The description that ends a stream. `extra` is an object whose members are added; a receiver passes over what it does not know.
+    pub fn description(&mut self, machine: &str, devices: Vec<Value>, extra: Option<Value>) {
         if !self.frames.description {
             return;
         }
@@ -121,6 +121,9 @@ impl<'a> StreamWriter<'a> {
                 {"name": "len", "type": "uint32", "size": 4},
                 {"name": "name", "type": "buffer", "size": machine.len()},
             ]});
+        }
+        if let Some(Value::Object(extra)) = extra {
+            extra.into_iter().for_each(|(key, value)| all[key] = value);
         }
         let text = all.to_string();
         self.out.put_u8(mark::DESCRIPTION);

@@ -87,7 +87,7 @@ impl Seg {
         tcp.extend(self.seq.to_be_bytes());
         tcp.extend(self.ack.to_be_bytes());
         assert!(self.options.len().is_multiple_of(4));
-        tcp.push(((20 + self.options.len()) / 4 << 4) as u8);
+        tcp.push((((20 + self.options.len()) / 4) << 4) as u8);
         tcp.push(self.flags);
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0; 4]);

@@ -156,9 +156,9 @@ impl Rewriter {
                         return;
                     }
                 }
-                connection.from_guest(frame, &tcp);
+                connection.guest_sends(frame, &tcp);
             }
-            Direction::ToGuest => connection.to_guest(frame, &tcp),
+            Direction::ToGuest => connection.guest_receives(frame, &tcp),
         }
     }
 
@@ -260,7 +260,7 @@ impl Connection {
         }
     }
 
-    fn from_guest(&mut self, frame: &mut Frame, tcp: &TcpView) {
+    fn guest_sends(&mut self, frame: &mut Frame, tcp: &TcpView) {
         let translation = &self.translation;
         let mut fix = Fixup::new(tcp.at);
         // An abort of something that has no connection carries sequence number zero, which is nobody's.
@@ -278,7 +278,7 @@ impl Connection {
         self.reset |= tcp.has(flags::RST);
     }
 
-    fn to_guest(&mut self, frame: &mut Frame, tcp: &TcpView) {
+    fn guest_receives(&mut self, frame: &mut Frame, tcp: &TcpView) {
         self.fins |= u8::from(tcp.has(flags::FIN)) << 1;
         if !tcp.has(flags::ACK) {
             self.reset |= tcp.has(flags::RST);

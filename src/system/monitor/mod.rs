@@ -1,3 +1,4 @@
 //! The monitors.
 
+pub mod hmp;
 pub mod qmp;

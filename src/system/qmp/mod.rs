@@ -1,5 +1,7 @@
 //! The commands of the machine protocol, one file a topic, as in the schema.
 
+mod block;
+mod qom;
 mod run_state;
 
 use std::{rc::Rc, sync::Arc};
@@ -31,7 +33,9 @@ pub fn version_info() -> VersionInfo {
 /// All commands.
 pub fn dispatcher() -> Rc<Dispatcher<Ctx>> {
     let mut registry = Registry::new(version_info());
+    block::register(&mut registry);
     run_state::register(&mut registry);
+    qom::register(&mut registry);
     Rc::new(registry.build())
 }
 

@@ -4,36 +4,23 @@ use lockstep_qapi::{Registry, cmd, event, schema::*};
 use lockstep_util::err;
 
 use super::Ctx;
-use crate::vm::Accelerator;
+use crate::{monitor::hmp, vm::Accelerator};
 
 pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryStatus>(async |vm: Ctx, _| {
         Ok(StatusInfo { running: vm.is_running(), status: vm.state() })
     });
     registry.register::<cmd::Stop>(async |vm: Ctx, _| {
-        match vm.state() {
-            RunState::Inmigrate => vm.autostart.set(false),
-            RunState::Suspended => {}
-            _ => {
-                let _ = vm.stop_and_flush(RunState::Paused).await;
-            }
-        }
+        vm.user_stop().await;
         Ok(())
     });
-    registry.register::<cmd::Cont>(async |vm: Ctx, _| {
-        if vm.state() == RunState::Inmigrate {
-            vm.autostart.set(true);
-            return Ok(());
-        }
-        vm.cont().await
-    });
+    registry.register::<cmd::Cont>(async |vm: Ctx, _| vm.user_cont().await);
     registry.register::<cmd::SystemReset>(async |vm: Ctx, _| {
         vm.reset(ShutdownCause::HostQmpSystemReset).await;
         Ok(())
     });
     registry.register::<cmd::SystemPowerdown>(async |vm: Ctx, _| {
-        vm.board.powerdown.notify();
-        vm.emit::<event::Powerdown>(&Default::default());
+        vm.powerdown();
         Ok(())
     });
     registry.register::<cmd::SystemWakeup>(async |vm: Ctx, _| {
@@ -56,9 +43,14 @@ pub fn register(registry: &mut Registry<Ctx>) {
         }
         Ok(())
     });
-    registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.name.clone() }));
-    registry
-        .register::<cmd::QueryUuid>(async |vm: Ctx, _| Ok(UuidInfo { uuid: uuid_text(&vm.uuid.unwrap_or_default()) }));
+    registry.register::<cmd::HumanMonitorCommand>(async |vm: Ctx, args: cmd::HumanMonitorCommand| {
+        if args.cpu_index.is_some_and(|i| usize::try_from(i).map_or(true, |i| i >= vm.vcpus().map_or(0, |v| v.len()))) {
+            return Err(err!("Parameter 'cpu-index' expects a CPU number"));
+        }
+        Ok(hmp::run_line(&vm, &args.command_line).await)
+    });
+    registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.options.name.clone() }));
+    registry.register::<cmd::QueryUuid>(async |vm: Ctx, _| Ok(UuidInfo { uuid: vm.uuid_text() }));
     registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
         let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
         Ok(KvmInfo { enabled, present: true })
@@ -72,9 +64,4 @@ pub fn register(registry: &mut Registry<Ctx>) {
     registry.announce::<event::Suspend>();
     registry.announce::<event::SuspendDisk>();
     registry.announce::<event::Wakeup>();
-}
-
-fn uuid_text(uuid: &[u8; 16]) -> String {
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
 }

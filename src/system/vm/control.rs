@@ -74,20 +74,43 @@ impl Vm {
         listeners.iter().for_each(|l| l(running, self.state()));
     }
 
+    /// The user's `stop`: the guest stops, its disks are flushed. Nothing happens if it stands.
+    pub async fn user_stop(&self) {
+        match self.state() {
+            RunState::Inmigrate => self.autostart.set(false),
+            RunState::Suspended => {}
+            _ => {
+                if let Err(e) = self.stop_and_flush(RunState::Paused).await {
+                    tracing::warn!("flushing the disks: {e}");
+                }
+            }
+        }
+    }
+
     /// The user's `cont`.
     ///
     /// # Errors
-    /// When a reset is needed first, or a migration still comes in.
-    pub async fn cont(&self) -> Result<()> {
+    /// When a reset is needed first, or a migration has not ended.
+    pub async fn user_cont(&self) -> Result<()> {
         match self.state() {
             state if runstate::needs_reset(state) => Err(err!("Resetting the Virtual Machine is required")),
             RunState::Suspended => Ok(()),
             RunState::FinishMigrate => Err(err!("Migration is not finalized yet")),
+            RunState::Inmigrate => {
+                self.autostart.set(true);
+                Ok(())
+            }
             _ => {
                 self.start().await;
                 Ok(())
             }
         }
+    }
+
+    /// Presses the power button.
+    pub fn powerdown(&self) {
+        self.board.powerdown.notify();
+        self.emit::<event::Powerdown>(&Default::default());
     }
 
     /// Resets the machine; it runs on if it ran.

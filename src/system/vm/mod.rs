@@ -18,7 +18,7 @@ use lockstep_qapi::{
 };
 use tokio::sync::{Mutex, watch};
 
-use crate::monitor::qmp::Monitors;
+use crate::{drive::Drives, machine_options::MachineOptions, monitor::qmp::Monitors, objects::Objects};
 
 /// What runs the guest.
 #[derive(Clone)]
@@ -46,12 +46,14 @@ pub struct Vm {
     pub graph: Graph,
     /// QMP monitors, for events.
     pub monitors: Monitors,
+    /// Objects that a user made.
+    pub objects: Objects,
+    /// Drives.
+    pub drives: Drives,
+    /// The options of the machine.
+    pub options: MachineOptions,
     /// What runs the guest.
     pub accelerator: Accelerator,
-    /// `-name`.
-    pub name: Option<String>,
-    /// `-uuid`.
-    pub uuid: Option<[u8; 16]>,
     vcpus: OnceCell<VcpuSet>,
     state: Cell<RunState>,
     /// Held while the machine is being stopped or started, so that such changes come one at a time.
@@ -77,22 +79,17 @@ pub struct Exit {
 
 impl Vm {
     /// A machine without devices, before it was started.
-    pub fn new(
-        main: ContextHandle,
-        board: Board,
-        accelerator: Accelerator,
-        name: Option<String>,
-        uuid: Option<[u8; 16]>,
-    ) -> Rc<Self> {
+    pub fn new(main: ContextHandle, board: Board, accelerator: Accelerator, options: MachineOptions) -> Rc<Self> {
         Rc::new(Self {
             main,
             clocks: board.clocks.clone(),
             board,
             graph: Graph::new(),
             monitors: Monitors::default(),
+            objects: Objects::default(),
+            drives: Drives::default(),
+            options,
             accelerator,
-            name,
-            uuid,
             vcpus: OnceCell::new(),
             state: Cell::new(RunState::Prelaunch),
             transition: Mutex::new(()),
@@ -102,6 +99,18 @@ impl Vm {
             autostart: Cell::new(true),
             exit: watch::Sender::new(None),
         })
+    }
+
+    /// The type of the machine as an object (`pc-i440fx-10.0-machine`).
+    pub fn machine_type_name(&self) -> &'static str {
+        self.options.machine.qom_type
+    }
+
+    /// The machine's UUID as text; all zero when it has none.
+    pub fn uuid_text(&self) -> String {
+        let uuid = self.options.uuid.unwrap_or_default();
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
     }
 
     /// Gives the machine its vCPUs, once.

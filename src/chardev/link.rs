@@ -1,0 +1,121 @@
+//! What a character device is connected to right now: descriptors, a ring buffer, or nothing at all.
+//!
+//! No operation blocks. Standard input and output are shared with other processes, so their descriptors stay in blocking
+//! mode and are asked with poll(2) before each transfer.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::{SendFlags, Shutdown};
+
+use crate::ringbuf::RingBuffer;
+
+/// How much poll(2) promises a pipe to take without blocking.
+const PIPE_BUF: usize = 4096;
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) enum Link {
+    /// A stream socket in non-blocking mode.
+    Socket(OwnedFd),
+    /// A datagram socket in non-blocking mode: one write is one packet.
+    Datagram(OwnedFd),
+    /// Descriptors that may be in blocking mode.
+    Files { read: Option<OwnedFd>, write: Option<OwnedFd> },
+    /// Swallows everything.
+    Null,
+    /// Keeps the newest bytes.
+    Ring(Mutex<RingBuffer>),
+}
+
+impl Link {
+    /// The descriptor to wait on for input.
+    pub fn read_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Socket(fd) | Self::Datagram(fd) => Some(fd.as_fd()),
+            Self::Files { read, .. } => read.as_ref().map(AsFd::as_fd),
+            Self::Null | Self::Ring(_) => None,
+        }
+    }
+
+    /// The descriptor to wait on for room to write.
+    pub fn write_fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Socket(fd) | Self::Datagram(fd) => Some(fd.as_fd()),
+            Self::Files { write, .. } => write.as_ref().map(AsFd::as_fd),
+            Self::Null | Self::Ring(_) => None,
+        }
+    }
+
+    /// Reads what is there: `WouldBlock` if nothing is, 0 at the end.
+    pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Socket(fd) | Self::Datagram(fd) => retry(|| rustix::io::read(fd, &mut *buf)),
+            Self::Files { read: Some(fd), .. } => {
+                ready(fd.as_fd(), PollFlags::IN)?;
+                // The end of the other side of a terminal is an error, not an end of file.
+                match retry(|| rustix::io::read(fd, &mut *buf)) {
+                    Err(e) if e.raw_os_error() == Some(libc::EIO) => Ok(0),
+                    other => other,
+                }
+            }
+            Self::Files { read: None, .. } | Self::Null | Self::Ring(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Writes as much as goes: `WouldBlock` if nothing does.
+    pub fn write(&self, data: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Socket(fd) | Self::Datagram(fd) => {
+                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+                retry(|| rustix::net::sendmsg(fd, data, &mut Default::default(), flags))
+            }
+            Self::Files { write: Some(fd), .. } => {
+                ready(fd.as_fd(), PollFlags::OUT)?;
+                let Some(first) = data.iter().find(|s| !s.is_empty()) else { return Ok(0) };
+                let first = &first[..first.len().min(PIPE_BUF)];
+                retry(|| rustix::io::write(fd, first))
+            }
+            Self::Files { write: None, .. } | Self::Null => Ok(data.iter().map(|s| s.len()).sum()),
+            Self::Ring(ring) => {
+                let mut ring = ring.lock();
+                data.iter().for_each(|slice| ring.push(slice));
+                Ok(data.iter().map(|s| s.len()).sum())
+            }
+        }
+    }
+
+    /// Ends the connection for both sides, from any thread.
+    pub fn shutdown(&self) {
+        if let Self::Socket(fd) | Self::Datagram(fd) = self {
+            let _ = rustix::net::shutdown(fd, Shutdown::Both);
+        }
+    }
+
+    /// Bytes written that the peer's kernel has not taken yet (0 where nobody knows).
+    pub fn unsent(&self) -> usize {
+        let Self::Socket(fd) = self else { return 0 };
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ (the same number as SIOCOUTQ) writes one int to the pointer, which is valid for that.
+        let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(fd), libc::TIOCOUTQ, &raw mut bytes) };
+        if done == 0 { usize::try_from(bytes).unwrap_or(0) } else { 0 }
+    }
+}
+
+fn ready(fd: BorrowedFd<'_>, flags: PollFlags) -> io::Result<()> {
+    let mut fds = [PollFd::new(&fd, flags)];
+    let n = retry(|| poll(&mut fds, Some(&rustix::time::Timespec::default())))?;
+    if n == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+}
+
+fn retry<T>(mut f: impl FnMut() -> Result<T, Errno>) -> io::Result<T> {
+    loop {
+        match f() {
+            Err(Errno::INTR) => {}
+            other => return other.map_err(io::Error::from),
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The words between the two sides: a number each.
+
+use crate::incoming::Receiver;
+use crate::outgoing::Sender;
+use crate::reader::Reader;
+use lockstep_util::{Result, bail, err};
+use serde_json::Value;
+
+/// The words, in the order of their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// S→P: the secondary runs and may be asked for checkpoints.
+    CheckpointReady,
+    /// P→S: a checkpoint begins.
+    CheckpointRequest,
+    /// S→P: the secondary has stopped.
+    CheckpointReply,
+    /// P→S: sections of RAM follow.
+    VmstateSend,
+    /// P→S: a length in eight bytes and that much device state follow.
+    VmstateSize,
+    /// S→P: all of it arrived and is good.
+    VmstateReceived,
+    /// S→P: the secondary has become what the checkpoint says, and runs.
+    VmstateLoaded,
+}
+
+use Message::*;
+
+const MESSAGES: [(Message, &str); 7] = [
+    (CheckpointReady, "checkpoint-ready"),
+    (CheckpointRequest, "checkpoint-request"),
+    (CheckpointReply, "checkpoint-reply"),
+    (VmstateSend, "vmstate-send"),
+    (VmstateSize, "vmstate-size"),
+    (VmstateReceived, "vmstate-received"),
+    (VmstateLoaded, "vmstate-loaded"),
+];
+
+/// Precedes a length in four bytes and an object of JSON, which only sides that agreed on it send.
+const EXTENSION: u32 = 0x4c53_0001;
+/// The longest such object, in bytes.
+const MAX_EXTENSION: u32 = 8 << 20;
+
+impl Message {
+    /// The number on the wire.
+    pub fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// The word's name.
+    pub fn name(self) -> &'static str {
+        MESSAGES[self as usize].1
+    }
+
+    fn from_number(number: u32) -> Option<Self> {
+        MESSAGES.get(number as usize).map(|m| m.0)
+    }
+}
+
+/// A word, or what sides that agreed on it say besides.
+enum Heard {
+    Message(Message),
+    Extension(Value),
+}
+
+fn hear(reader: &mut Reader, extensions: bool) -> Result<Heard> {
+    let context = |e: lockstep_util::Error| e.prepend("Can't receive COLO message: ");
+    let number = u32::from_be_bytes(reader.take_array().map_err(context)?);
+    if number == EXTENSION && extensions {
+        let len = u32::from_be_bytes(reader.take_array().map_err(context)?);
+        if len > MAX_EXTENSION {
+            bail!("Invalid message");
+        }
+        let mut text = Vec::new();
+        reader.take_into(len as usize, &mut text).map_err(context)?;
+        return Ok(Heard::Extension(serde_json::from_slice(&text).map_err(|_| err!("Invalid message"))?));
+    }
+    Ok(Heard::Message(Message::from_number(number).ok_or_else(|| err!("Invalid message"))?))
+}
+
+/// Waits for one word; what comes before it besides goes to `extension`.
+fn expect(reader: &mut Reader, expected: Message, mut extension: Option<&mut Option<Value>>) -> Result<()> {
+    loop {
+        match hear(reader, extension.is_some())? {
+            Heard::Message(message) if message == expected => return Ok(()),
+            Heard::Message(m) => {
+                bail!("Unexpected COLO message {}, expected {}", m.number(), expected.number())
+            }
+            Heard::Extension(value) => {
+                if let Some(slot) = &mut extension {
+                    **slot = Some(value);
+                }
+            }
+        }
+    }
+}
+
+fn put_extension(value: &Value, out: &mut Vec<u8>) {
+    let text = value.to_string();
+    out.extend(EXTENSION.to_be_bytes());
+    out.extend((text.len() as u32).to_be_bytes());
+    out.extend_from_slice(text.as_bytes());
+}
+
+impl Sender {
+    /// Gathers a word; it goes out with the next flush.
+    pub(super) fn say(&mut self, message: Message) {
+        self.out.put_u32(message.number());
+    }
+
+    /// Gathers an object for a peer that understands it.
+    pub(super) fn say_extension(&mut self, value: &Value) {
+        put_extension(value, self.out.buffer_mut());
+    }
+
+    /// Waits for a word.
+    pub(super) fn expect(&mut self, message: Message) -> Result<()> {
+        expect(&mut self.reader, message, None)
+    }
+
+    /// Waits for a word; returns the object that came before it.
+    pub(super) fn expect_with_extension(&mut self, message: Message) -> Result<Option<Value>> {
+        let mut extension = None;
+        expect(&mut self.reader, message, Some(&mut extension))?;
+        Ok(extension)
+    }
+}
+
+impl Receiver {
+    /// Sends a word.
+    pub(super) fn say(&mut self, message: Message) -> Result<()> {
+        let sent = self.channel.write_all(&[&message.number().to_be_bytes()]);
+        sent.map_err(|e| lockstep_util::Error::with_errno("Can't send COLO message", &e))
+    }
+
+    /// Sends an object, and a word after it.
+    pub(super) fn say_with_extension(&mut self, value: &Value, message: Message) -> Result<()> {
+        let mut out = Vec::new();
+        put_extension(value, &mut out);
+        out.extend(message.number().to_be_bytes());
+        let sent = self.channel.write_all(&[&out]);
+        sent.map_err(|e| lockstep_util::Error::with_errno("Can't send COLO message", &e))
+    }
+
+    /// Waits for a word; returns the object that came before it.
+    pub(super) fn expect(&mut self, message: Message) -> Result<Option<Value>> {
+        let mut extension = None;
+        expect(&mut self.reader, message, Some(&mut extension))?;
+        Ok(extension)
+    }
+
+    /// Waits for the request of a checkpoint.
+    pub(super) fn expect_request(&mut self) -> Result<()> {
+        match hear(&mut self.reader, false)? {
+            Heard::Message(CheckpointRequest) => Ok(()),
+            Heard::Message(other) => bail!("Got unknown COLO message: {}", other.number()),
+            Heard::Extension(_) => bail!("Invalid message"),
+        }
+    }
+}

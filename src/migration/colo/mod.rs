@@ -1,0 +1,152 @@
+//! COLO: a pair of machines in lockstep.
+//!
+//! The primary's output is held until the secondary has said the same, or has taken a checkpoint over. Control runs on the main
+//! context ([`primary`], [`secondary`]); what blocks on the peer runs on the migration's thread. The rules that keep a survivor true:
+//!
+//! * a secondary touches its machine only after the whole checkpoint has arrived and was validated;
+//! * the primary releases held packets when the secondary has said "received", never before;
+//! * every wait for the peer can be broken off, which is what [`Colo::request_failover`] does first.
+
+mod message;
+pub(crate) mod primary;
+pub(crate) mod secondary;
+mod statistics;
+mod steps;
+mod trigger;
+
+pub use message::Message;
+pub use statistics::CheckpointStatistics;
+pub use steps::{StepHook, Steps};
+pub use trigger::{CheckpointCause, CheckpointTrigger};
+
+use crate::core::Core;
+use crate::hooks::{ColoExitReason, ColoMode, Event};
+use lockstep_util::{Result, bail};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+use tokio::sync::Notify;
+
+/// How far a failover is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failover {
+    /// None was asked for.
+    None,
+    /// It was asked for.
+    Required,
+    /// It is going on.
+    Active,
+    /// It is done.
+    Completed,
+}
+
+/// What is known of the pair; part of the migration's state.
+#[derive(Debug)]
+pub(crate) struct Colo {
+    mode: Cell<Option<ColoMode>>,
+    last_mode: Cell<Option<ColoMode>>,
+    failover: Cell<Failover>,
+    /// `COLO_EXIT` was sent for this pair.
+    exit_told: Cell<bool>,
+    asked: Notify,
+    trigger: CheckpointTrigger,
+    statistics: RefCell<CheckpointStatistics>,
+}
+
+impl Colo {
+    pub(crate) fn new() -> Self {
+        Self {
+            mode: Cell::new(None),
+            last_mode: Cell::new(None),
+            failover: Cell::new(Failover::None),
+            exit_told: Cell::new(false),
+            asked: Notify::new(),
+            trigger: CheckpointTrigger::default(),
+            statistics: RefCell::default(),
+        }
+    }
+
+    /// Which side of a pair this is, if it is one.
+    pub(crate) fn mode(&self) -> Option<ColoMode> {
+        self.mode.get()
+    }
+
+    pub(crate) fn trigger(&self) -> CheckpointTrigger {
+        self.trigger.clone()
+    }
+
+    pub(crate) fn statistics(&self) -> CheckpointStatistics {
+        self.statistics.borrow().clone()
+    }
+
+    /// What `query-colo-status` returns.
+    pub(crate) fn status(&self) -> Value {
+        let name = |mode: Option<ColoMode>| mode.map_or("none", ColoMode::as_str);
+        let reason = match self.failover.get() {
+            Failover::None => "none",
+            Failover::Required | Failover::Active => "processing",
+            Failover::Completed => "request",
+        };
+        json!({"mode": name(self.mode.get()), "last-mode": name(self.last_mode.get()), "reason": reason})
+    }
+
+    /// The peer is given up. What waits for it ends at once; the failover itself is done by the pair's own task.
+    pub(crate) fn request_failover(&self, core: &Core) -> Result<()> {
+        if self.mode.get().is_none() {
+            bail!("VM is not in COLO mode");
+        }
+        if self.failover.get() != Failover::None {
+            bail!("COLO failover is already activated");
+        }
+        self.failover.set(Failover::Required);
+        core.env.disks.peer_lost();
+        core.yank.pull();
+        self.asked.notify_waiters();
+        Ok(())
+    }
+
+    fn is_failover_asked(&self) -> bool {
+        self.failover.get() != Failover::None
+    }
+
+    /// Waits until a failover is asked for.
+    async fn failover_asked(&self) {
+        loop {
+            let asked = self.asked.notified();
+            if self.is_failover_asked() {
+                return;
+            }
+            asked.await;
+        }
+    }
+
+    fn enter(&self, mode: ColoMode) {
+        self.mode.set(Some(mode));
+        self.failover.set(Failover::None);
+        self.exit_told.set(false);
+        *self.statistics.borrow_mut() = CheckpointStatistics::default();
+    }
+
+    fn leave(&self) {
+        self.last_mode.set(self.mode.take());
+        self.failover.set(Failover::Completed);
+    }
+}
+
+/// Tells that the pair came apart, once.
+fn tell_exit(core: &Core, mode: ColoMode, reason: ColoExitReason) {
+    if !core.colo.exit_told.replace(true) {
+        core.env.vm.emit(Event::ColoExit { mode, reason });
+    }
+}
+
+/// What a sender says of itself at the end of the stream, so that a receiver of the same make answers; others pass over it.
+pub(crate) fn advertisement(core: &Core) -> Option<Value> {
+    let mut colo = json!({"features": ["connections"]});
+    if let Some(connections) = core.env.net.export_connections() {
+        colo["connections"] = connections;
+    }
+    Some(json!({"lockstep-colo": colo}))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The primary's side of a pair.
+
+use super::{CheckpointCause, Failover, Message, tell_exit};
+use crate::core::Core;
+use crate::hooks::{ColoExitReason, ColoMode, StopReason};
+use crate::outgoing::Sender;
+use crate::status::{Counters, Status};
+use crate::stream::{Command, StreamWriter};
+use crate::worker::Worker;
+use lockstep_util::{Result, bail};
+use lockstep_vmstate::Encoder;
+use rustix::net::RecvFlags;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Goes on after the whole machine was sent: makes checkpoints until the pair comes apart, waits to be told that this side goes on
+/// alone, and does.
+pub(crate) async fn run(core: &Core, worker: Worker<Sender>) -> Result<()> {
+    core.colo.enter(ColoMode::Primary);
+    core.set_status(Status::Colo);
+    let Err(e) = Pair { core, worker: &worker, connections: false }.checkpoints().await;
+    if !core.colo.is_failover_asked() {
+        core.warn(&e);
+        tell_exit(core, ColoMode::Primary, ColoExitReason::Error);
+        core.colo.failover_asked().await;
+    }
+    failover(core, worker).await;
+    Ok(())
+}
+
+async fn failover(core: &Core, worker: Worker<Sender>) {
+    core.colo.failover.set(Failover::Active);
+    core.env.steps.at("primary-failover").await;
+    if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
+        core.warn(&e);
+    }
+    core.stop_clock();
+    core.set_status(Status::Completed);
+    tell_exit(core, ColoMode::Primary, ColoExitReason::Request);
+    if let Err(e) = core.env.disks.stop_all(true).await {
+        core.warn(&e);
+    }
+    drop(worker);
+    core.colo.leave();
+    core.env.vm.start().await;
+}
+
+struct Pair<'a> {
+    core: &'a Core,
+    worker: &'a Worker<Sender>,
+    /// The secondary wants to know of connections.
+    connections: bool,
+}
+
+impl Pair<'_> {
+    /// Makes checkpoints until something fails.
+    async fn checkpoints(mut self) -> Result<Infallible> {
+        let core = self.core;
+        core.env.steps.at("primary-wait-ready").await;
+        let (answer, fd) = self
+            .worker
+            .run(|sender| {
+                let answer = sender.expect_with_extension(Message::CheckpointReady)?;
+                Ok((answer, sender.channel.duplicate()?))
+            })
+            .await?;
+        let features = answer.as_ref().and_then(|a| a["features"].as_array());
+        self.connections = features.is_some_and(|f| f.iter().any(|f| f == "connections"));
+        // SAFETY: an OwnedFd keeps its descriptor open, the same one, until it is dropped by the AsyncFd.
+        let watch = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(std::io::Error::from)?;
+        core.env.disks.start_all(ColoMode::Primary).await?;
+        core.colo.trigger.rearm();
+        core.env.vm.start().await;
+        let mut last = Instant::now();
+        loop {
+            let cause = self.next_cause(last, &watch).await?;
+            last = Instant::now();
+            self.checkpoint(cause).await?;
+        }
+    }
+
+    /// Waits until a checkpoint is due; fails when the peer is gone.
+    async fn next_cause(&self, last: Instant, watch: &AsyncFd<OwnedFd>) -> Result<CheckpointCause> {
+        let delay = Duration::from_millis(self.core.parameters.borrow().number("x-checkpoint-delay"));
+        tokio::select! {
+            biased;
+            () = self.core.colo.failover_asked() => bail!("The secondary was given up"),
+            cause = self.core.colo.trigger.requested() => Ok(cause),
+            e = peer_spoke(watch) => e.map(|n: Infallible| match n {}),
+            () = tokio::time::sleep_until((last + delay).into()) => Ok(CheckpointCause::Timer),
+        }
+    }
+
+    async fn checkpoint(&self, cause: CheckpointCause) -> Result<()> {
+        let core = self.core;
+        let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
+        core.env.steps.at("primary-request").await;
+        // A write that the secondary did not get would be missing from its disk for ever.
+        disks.error()?;
+        let ask = |sender: &mut Sender| {
+            sender.say(Message::CheckpointRequest);
+            sender.flush()?;
+            sender.expect(Message::CheckpointReply)
+        };
+        self.worker.run(ask).await?;
+        core.env.steps.at("primary-reply").await;
+
+        let was_running = vm.is_running();
+        let stopped = Instant::now();
+        vm.stop(StopReason::Colo).await?;
+        core.env.steps.at("primary-stopped").await;
+        // The guest's last writes were on their way until now.
+        disks.error()?;
+        disks.checkpoint_all().await?;
+        net.remirror_undelivered();
+        let connections = if self.connections { net.export_connections() } else { None };
+        core.env.steps.at("primary-send").await;
+        let sent = self.worker.run(move |sender| sender.send_checkpoint(connections)).await?;
+
+        core.env.steps.at("primary-received").await;
+        // What was asked for until now is settled by this checkpoint; what is asked for from now on is not.
+        core.colo.trigger.rearm();
+        let ((), loaded) = tokio::join!(net.release_held(), self.worker.run(|s| s.expect(Message::VmstateLoaded)));
+        loaded?;
+        core.env.steps.at("primary-loaded").await;
+        // A guest that the user had stopped stays so.
+        if was_running {
+            vm.start().await;
+        } else {
+            vm.set_run_state("paused");
+        }
+        let pause = stopped.elapsed();
+        core.colo.statistics.borrow_mut().note(Some(cause), pause, sent.bytes, sent.pages);
+        Ok(())
+    }
+}
+
+/// Waits for anything from a peer that has nothing to say; that is its end, or a mistake.
+async fn peer_spoke(watch: &AsyncFd<OwnedFd>) -> Result<Infallible> {
+    loop {
+        let mut ready = watch.readable().await?;
+        match rustix::net::recv(watch.get_ref(), &mut [0_u8; 1][..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => return Err(crate::reader::io_error().prepend("Can't receive COLO message: ")),
+            Ok(_) => bail!("Unexpected COLO message between checkpoints"),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => ready.clear_ready(),
+            Err(e) => return Err(std::io::Error::from(e).into()),
+        }
+    }
+}
+
+/// What a checkpoint was.
+struct Sent {
+    bytes: u64,
+    pages: u64,
+}
+
+impl Sender {
+    /// Sends RAM and devices and waits until the secondary has them. All that fits goes out in one write.
+    fn send_checkpoint(&mut self, connections: Option<Value>) -> Result<Sent> {
+        let pages = |c: &Counters| Counters::get(&c.zero_pages) + Counters::get(&c.normal_pages);
+        let before = (Counters::get(&self.counters.transferred), pages(&self.counters));
+        // Before RAM, for a device's last word may be a write to RAM.
+        let mut devices = Encoder::with_buffer(std::mem::take(&mut self.devices));
+        let mut writer = StreamWriter::new(&mut devices, self.frames);
+        let saved = writer.devices(&self.states);
+        writer.eof();
+        self.devices = devices.into_bytes();
+        saved?;
+
+        if let Some(connections) = connections {
+            self.say_extension(&json!({"connections": connections}));
+        }
+        self.say(Message::VmstateSend);
+        if self.frames.switchover_start {
+            StreamWriter::new(&mut self.out, self.frames).command(Command::SwitchoverStart);
+        }
+        self.last_ram()?;
+        StreamWriter::new(&mut self.out, self.frames).eof();
+        self.say(Message::VmstateSize);
+        self.out.put_u64(self.devices.len() as u64);
+        self.out.put_bytes(&self.devices);
+        self.flush()?;
+        self.expect(Message::VmstateReceived)?;
+        Ok(Sent {
+            bytes: Counters::get(&self.counters.transferred) - before.0,
+            pages: pages(&self.counters) - before.1,
+        })
+    }
+}

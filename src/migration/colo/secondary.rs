@@ -1,0 +1,185 @@
+//! The secondary's side of a pair.
+
+use super::{Failover, Message, tell_exit};
+use crate::core::Core;
+use crate::hooks::{ColoExitReason, ColoMode, StopReason};
+use crate::incoming::{Arrived, Receiver, announce};
+use crate::status::Status;
+use crate::stream::Item;
+use crate::worker::Worker;
+use lockstep_util::{Result, bail};
+use lockstep_vmstate::Prepared;
+use serde_json::{Value, json};
+use std::convert::Infallible;
+use std::time::Instant;
+
+/// The most that the devices of a checkpoint may take, in bytes.
+const MAX_DEVICES: u64 = 64 << 20;
+
+/// Goes on after the whole machine has arrived: takes checkpoints over until the pair comes apart, waits to be told that this side goes
+/// on alone, and does.
+pub(crate) async fn run(core: &Core, worker: Worker<Receiver>, arrived: Arrived) -> Result<()> {
+    core.colo.enter(ColoMode::Secondary);
+    core.incoming.borrow_mut().waiting = false;
+    let Err(e) = Pair { core, worker: &worker }.checkpoints(arrived).await;
+    if !core.colo.is_failover_asked() {
+        core.warn(&e);
+        tell_exit(core, ColoMode::Secondary, ColoExitReason::Error);
+        core.colo.failover_asked().await;
+    }
+    failover(core, worker).await;
+    Ok(())
+}
+
+async fn failover(core: &Core, worker: Worker<Receiver>) {
+    core.colo.failover.set(Failover::Active);
+    core.env.steps.at("secondary-failover").await;
+    if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
+        core.warn(&e);
+    }
+    core.set_incoming_status(Status::Completed);
+    tell_exit(core, ColoMode::Secondary, ColoExitReason::Request);
+    if let Err(e) = core.env.disks.stop_all(true).await {
+        core.warn(&e);
+    }
+    core.env.disks.gate_peer_writes(false);
+    core.env.net.notify_failover();
+    // With it goes the copy of RAM.
+    drop(worker);
+    core.colo.leave();
+    announce(core);
+    core.env.vm.start().await;
+}
+
+struct Pair<'a> {
+    core: &'a Core,
+    worker: &'a Worker<Receiver>,
+}
+
+/// A checkpoint that is whole and good, and has touched nothing.
+struct Checkpoint {
+    devices: Vec<Prepared>,
+    extension: Option<Value>,
+    device_bytes: u64,
+}
+
+impl Pair<'_> {
+    /// Takes checkpoints over until something fails.
+    async fn checkpoints(&self, arrived: Arrived) -> Result<Infallible> {
+        let core = self.core;
+        // Logging begins first: what the devices themselves write to RAM must not outlive the next checkpoint.
+        self.worker.run(|r| r.ram.begin_checkpoints()).await?;
+        arrived.devices.into_iter().for_each(Prepared::commit);
+        core.env.vm.activate_disks().await?;
+        core.env.steps.at("secondary-start").await;
+        core.env.disks.start_all(ColoMode::Secondary).await?;
+        core.set_incoming_status(Status::Colo);
+        let offer = arrived.description.as_ref().map(|d| &d["lockstep-colo"]).filter(|o| o.is_object());
+        if let Some(connections) = offer.and_then(|o| o.get("connections")) {
+            core.env.net.import_connections(connections);
+        }
+        let answer = offer.map(|_| json!({"features": ["connections"]}));
+        core.env.vm.start().await;
+        let ready = move |r: &mut Receiver| match answer {
+            Some(answer) => r.say_with_extension(&answer, Message::CheckpointReady),
+            None => r.say(Message::CheckpointReady),
+        };
+        self.worker.run(ready).await?;
+        loop {
+            core.env.steps.at("secondary-wait-request").await;
+            self.worker.run(Receiver::expect_request).await?;
+            self.checkpoint().await?;
+        }
+    }
+
+    async fn checkpoint(&self) -> Result<()> {
+        let core = self.core;
+        let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
+        core.env.steps.at("secondary-request").await;
+        let stopped = Instant::now();
+        vm.stop(StopReason::Colo).await?;
+        net.drain_outgoing().await;
+        core.env.steps.at("secondary-stopped").await;
+        let checkpoint = self
+            .worker
+            .run(|r| {
+                r.say(Message::CheckpointReply)?;
+                r.receive_checkpoint()
+            })
+            .await?;
+        // From "received" on the primary counts on this side, so whatever can be refused is refused before.
+        disks.error()?;
+        self.still_together()?;
+        core.env.steps.at("secondary-validated").await;
+        disks.gate_peer_writes(true);
+        self.worker.run(|r| r.say(Message::VmstateReceived)).await?;
+
+        // A failover that is asked for from here on waits until the checkpoint is applied.
+        core.env.steps.at("secondary-received").await;
+        let pages = self.worker.run(|r| r.ram.apply_checkpoint()).await?;
+        core.env.steps.at("secondary-ram-applied").await;
+        checkpoint.devices.into_iter().for_each(Prepared::commit);
+        core.env.steps.at("secondary-devices-applied").await;
+        disks.checkpoint_all().await?;
+        disks.gate_peer_writes(false);
+        if let Some(connections) = checkpoint.extension.as_ref().and_then(|e| e.get("connections")) {
+            net.import_connections(connections);
+        }
+        net.notify_checkpoint();
+        core.env.steps.at("secondary-applied").await;
+        self.still_together()?;
+        let ((), said) = tokio::join!(vm.start(), self.worker.run(|r| r.say(Message::VmstateLoaded)));
+        said?;
+        let mut statistics = core.colo.statistics.borrow_mut();
+        statistics.note(None, stopped.elapsed(), checkpoint.device_bytes, pages);
+        Ok(())
+    }
+
+    fn still_together(&self) -> Result<()> {
+        if self.core.colo.is_failover_asked() {
+            bail!("The primary was given up");
+        }
+        Ok(())
+    }
+}
+
+impl Receiver {
+    /// Takes a checkpoint in, RAM into the copy, devices into memory, and validates all of it.
+    fn receive_checkpoint(&mut self) -> Result<Checkpoint> {
+        let extension = self.expect(Message::VmstateSend)?;
+        self.parser.resume();
+        self.read_stream()?;
+        if !self.staged.prepared.is_empty() {
+            self.staged.prepared.clear();
+            bail!("Device state among the RAM of a checkpoint");
+        }
+        self.expect(Message::VmstateSize)?;
+        let size = u64::from_be_bytes(self.reader.take_array()?);
+        if size > MAX_DEVICES {
+            bail!("The device state of a checkpoint is too long");
+        }
+        let mut bytes = std::mem::take(&mut self.device_bytes);
+        self.reader.take_into(size as usize, &mut bytes)?;
+        let validated = self.prepare_devices(&bytes);
+        self.device_bytes = bytes;
+        validated?;
+        let devices = std::mem::take(&mut self.staged.prepared);
+        Ok(Checkpoint { devices, extension, device_bytes: size })
+    }
+
+    fn prepare_devices(&mut self, bytes: &[u8]) -> Result<()> {
+        self.parser.resume();
+        let mut used = 0;
+        while !self.parser.is_done() {
+            match self.parser.next(&bytes[used..], &mut self.staged)? {
+                Some((_, Item::Ram(_) | Item::Command(_))) => bail!("RAM among the device state of a checkpoint"),
+                Some((len, _)) => used += len,
+                None => bail!("The device state of a checkpoint ends early"),
+            }
+        }
+        if used != bytes.len() {
+            bail!("The device state of a checkpoint has a tail");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Receiving a machine.
+
+use crate::channel::{Channel, Incoming, Yank};
+use crate::colo;
+use crate::core::Core;
+use crate::hooks::AnnounceSchedule;
+use crate::ram::RamReceiver;
+use crate::reader::Reader;
+use crate::status::Status;
+use crate::stream::{Command, DeviceLoader, Item, SectionHeader, StreamParser};
+use crate::worker::Worker;
+use lockstep_memory::RamList;
+use lockstep_util::{Result, bail};
+use lockstep_vmstate::{Decoder, LoadError, Prepared, StateRegistry};
+use serde_json::Value;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The receiving thread's state.
+pub(crate) struct Receiver {
+    pub(crate) channel: Arc<Channel>,
+    pub(crate) reader: Reader,
+    pub(crate) parser: StreamParser,
+    pub(crate) ram: RamReceiver,
+    pub(crate) staged: Staged,
+    /// Memory for the device state of a checkpoint.
+    pub(crate) device_bytes: Vec<u8>,
+    list: RamList,
+    /// `x-colo` is on here.
+    may_colo: bool,
+    colo: bool,
+    /// The sender waits for a last word.
+    return_path: bool,
+}
+
+/// Device state that was validated and waits for the rest.
+pub(crate) struct Staged {
+    states: StateRegistry,
+    pub(crate) prepared: Vec<Prepared>,
+}
+
+impl DeviceLoader for Staged {
+    fn load(&mut self, section: &SectionHeader, input: &mut Decoder<'_>) -> Result<(), LoadError> {
+        let prepared = self.states.prepare(&section.name, section.instance, section.version, input);
+        let prepared = prepared.map_err(|e| match e {
+            LoadError::Invalid(why) => LoadError::Invalid(format!(
+                "error while loading state for instance {:#x} of device '{}': {why}",
+                section.instance, section.name
+            )),
+            e => e,
+        })?;
+        self.prepared.push(prepared);
+        Ok(())
+    }
+}
+
+/// A machine that has arrived.
+pub(crate) struct Arrived {
+    pub(crate) devices: Vec<Prepared>,
+    /// It is to be a secondary.
+    pub(crate) colo: bool,
+    /// What the sender says of itself beyond the format.
+    pub(crate) description: Option<Value>,
+}
+
+/// Waits for the machine and brings it to life.
+pub(crate) async fn run(core: Rc<Core>, end: Incoming, yank: Yank) {
+    let result = receive(&core, end).await;
+    core.yank.unregister();
+    drop(yank);
+    let Err(e) = result else { return };
+    {
+        let mut incoming = core.incoming.borrow_mut();
+        incoming.error = Some(e.to_string());
+    }
+    core.set_incoming_status(Status::Failed);
+    let exit = core.incoming.borrow().exit_on_error;
+    match exit {
+        true => core.env.vm.incoming_failed(&e),
+        false => core.warn(&e),
+    }
+}
+
+async fn receive(core: &Rc<Core>, end: Incoming) -> Result<()> {
+    let channel = match end {
+        Incoming::Open(channel) => channel,
+        Incoming::Listening(listener) => Worker::spawn("mig/dst/listen", ())?.run(move |()| listener.accept()).await?,
+    };
+    core.set_incoming_status(Status::Active);
+    let worker = Worker::spawn("mig/dst/main", Receiver::new(core, channel))?;
+    core.env.global_state.forget();
+    let arrived = worker.run(Receiver::load).await?;
+    core.env.steps.at("incoming-loaded").await;
+    if arrived.colo {
+        return colo::secondary::run(core, worker, arrived).await;
+    }
+    arrived.devices.into_iter().for_each(Prepared::commit);
+    let target = core.env.global_state.received().unwrap_or_else(|| "running".to_owned());
+    let live = matches!(target.as_str(), "running" | "suspended");
+    if live || !core.capabilities.get().is_on("late-block-activate") {
+        core.env.vm.activate_disks().await?;
+    }
+    announce(core);
+    core.incoming.borrow_mut().waiting = false;
+    match (live, core.env.vm.autostart()) {
+        (true, true) => core.env.vm.start().await,
+        (true, false) => core.env.vm.set_run_state("paused"),
+        (false, _) => core.env.vm.set_run_state(&target),
+    }
+    core.set_incoming_status(Status::Completed);
+    Ok(())
+}
+
+/// Tells the network where the guest is now.
+pub(crate) fn announce(core: &Core) {
+    let parameters = core.parameters.borrow();
+    core.env.vm.announce(AnnounceSchedule {
+        initial: parameters.number("announce-initial"),
+        max: parameters.number("announce-max"),
+        rounds: parameters.number("announce-rounds"),
+        step: parameters.number("announce-step"),
+    });
+}
+
+impl Receiver {
+    fn new(core: &Core, channel: Arc<Channel>) -> Self {
+        let ram = RamReceiver::new(&core.env.ram);
+        Self {
+            reader: Reader::new(channel.clone()),
+            channel,
+            parser: StreamParser::new(core.env.machine.clone(), ram.table().clone(), core.env.frames),
+            ram,
+            staged: Staged { states: core.env.states.clone(), prepared: Vec::new() },
+            device_bytes: Vec::new(),
+            list: core.env.ram.clone(),
+            may_colo: core.capabilities.get().is_on("x-colo"),
+            colo: false,
+            return_path: false,
+        }
+    }
+
+    /// Takes a whole stream in.
+    fn load(&mut self) -> Result<Arrived> {
+        self.read_stream()?;
+        if self.return_path && !self.colo {
+            return_path_message(&self.channel, SHUT, 0)?;
+        }
+        let description = self.parser.take_description();
+        Ok(Arrived { devices: std::mem::take(&mut self.staged.prepared), colo: self.colo, description })
+    }
+
+    /// Takes sections in until the stream (or the part of it that the parser was told of) is over.
+    pub(crate) fn read_stream(&mut self) -> Result<()> {
+        while !self.parser.is_done() {
+            let mut used = 0;
+            let input = self.reader.available();
+            while !self.parser.is_done() {
+                let Some((len, item)) = self.parser.next(&input[used..], &mut self.staged)? else { break };
+                used += len;
+                match item {
+                    Item::Ram(record) => self.ram.take(&record)?,
+                    Item::Command(Command::EnableColo) if self.may_colo => {
+                        if !std::mem::replace(&mut self.colo, true) {
+                            self.ram.enable_cache(&self.list)?;
+                        }
+                    }
+                    Item::Command(Command::EnableColo) => {
+                        bail!("ENABLE_COLO command come in migration stream, but x-colo capability is not set")
+                    }
+                    Item::Command(Command::OpenReturnPath) => self.return_path = true,
+                    Item::Command(Command::Ping(value)) => return_path_message(&self.channel, PONG, value)?,
+                    Item::Command(Command::Other(number)) => {
+                        bail!("Postcopy command {number:#x} received, but postcopy is not enabled")
+                    }
+                    _ => {}
+                }
+            }
+            self.reader.consume(used);
+            if !self.parser.is_done() {
+                self.reader.fill()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Types of messages on the return path.
+const SHUT: u16 = 1;
+const PONG: u16 = 2;
+
+/// A type and a length in two bytes each, and a value.
+fn return_path_message(channel: &Channel, kind: u16, value: u32) -> Result<()> {
+    let mut message = [0; 8];
+    message[..2].copy_from_slice(&kind.to_be_bytes());
+    message[2..4].copy_from_slice(&4_u16.to_be_bytes());
+    message[4..].copy_from_slice(&value.to_be_bytes());
+    Ok(channel.write_all(&[&message])?)
+}

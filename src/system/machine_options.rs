@@ -1,0 +1,582 @@
+//! The options that say what kind of machine it is: `-machine`, `-accel`, `-smp`, `-m`, `-cpu`, `-boot`, `-rtc`, `-name`, `-uuid`.
+
+use lockstep_qapi::opts::{self, OptDesc, OptType, Opts};
+use lockstep_util::{Result, bail, err, size};
+
+use crate::cmdline::{CommandLine, Occurrence};
+
+/// The kinds of machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineKind {
+    /// i440FX and PIIX3.
+    Pc,
+    /// No devices, no CPUs: for tools that only ask questions.
+    None,
+}
+
+/// A kind of machine as `-machine help` and `query-machines` have it.
+#[derive(Debug)]
+pub struct MachineType {
+    /// The name in full.
+    pub name: &'static str,
+    /// Its type as an object.
+    pub qom_type: &'static str,
+    /// A shorter name.
+    pub alias: Option<&'static str>,
+    /// What it is.
+    pub description: &'static str,
+    /// The kind.
+    pub kind: MachineKind,
+    /// The most vCPUs.
+    pub max_cpus: u32,
+    /// Whether it is what runs without `-machine`.
+    pub default: bool,
+}
+
+/// All kinds of machine.
+pub static MACHINE_TYPES: &[MachineType] = &[
+    MachineType {
+        name: "pc-i440fx-10.0",
+        qom_type: "pc-i440fx-10.0-machine",
+        alias: Some("pc"),
+        description: "Standard PC (i440FX + PIIX, 1996)",
+        kind: MachineKind::Pc,
+        max_cpus: 8,
+        default: true,
+    },
+    MachineType {
+        name: "none",
+        qom_type: "none-machine",
+        alias: None,
+        description: "empty machine",
+        kind: MachineKind::None,
+        max_cpus: 1,
+        default: false,
+    },
+];
+
+/// What may run the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccelKind {
+    /// Linux KVM.
+    Kvm,
+    /// Nobody.
+    Qtest,
+}
+
+impl AccelKind {
+    /// All, by name, with the name that messages use.
+    pub const ALL: &'static [(&'static str, Self, &'static str)] =
+        &[("kvm", Self::Kvm, "KVM"), ("qtest", Self::Qtest, "QTest")];
+
+    fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(n, ..)| *n == name).map(|(_, kind, _)| *kind)
+    }
+
+    /// The name in messages.
+    pub fn title(self) -> &'static str {
+        Self::ALL.iter().find(|(_, kind, _)| *kind == self).map_or("", |(.., title)| title)
+    }
+}
+
+/// vCPUs and their topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smp {
+    /// vCPUs at the start.
+    pub cpus: u32,
+    /// The most there may be.
+    pub max_cpus: u32,
+    /// Sockets of the machine.
+    pub sockets: u32,
+    /// Cores of a socket.
+    pub cores: u32,
+    /// Threads of a core.
+    pub threads: u32,
+}
+
+/// Where the real-time clock begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RtcBase {
+    /// The host's time, UTC.
+    Utc,
+    /// The host's time in its time zone.
+    LocalTime,
+    /// Seconds since the epoch.
+    Date(i64),
+}
+
+/// What kind of machine it is.
+#[derive(Clone, Debug)]
+pub struct MachineOptions {
+    /// The type.
+    pub machine: &'static MachineType,
+    /// What may run it, most wanted first; `Err` for a name that does not exist.
+    pub accelerators: Vec<std::result::Result<AccelKind, String>>,
+    /// How `-accel` was written, for messages.
+    pub accel_location: Option<String>,
+    /// Memory in bytes.
+    pub ram_size: u64,
+    /// vCPUs.
+    pub smp: Smp,
+    /// `-cpu`.
+    pub cpu: Option<String>,
+    /// Boot order: letters.
+    pub boot_order: String,
+    /// Boot order of the first boot only.
+    pub boot_once: Option<String>,
+    /// A boot menu.
+    pub boot_menu: bool,
+    /// Boot from devices with a `bootindex` only.
+    pub boot_strict: bool,
+    /// Milliseconds that the menu or a splash stays.
+    pub splash_time: Option<u32>,
+    /// Milliseconds until a failed boot begins again.
+    pub reboot_timeout: Option<i64>,
+    /// Whether there is a high-precision event timer.
+    pub hpet: bool,
+    /// Whether there is ACPI.
+    pub acpi: bool,
+    /// Whether there is a USB controller by default.
+    pub usb: bool,
+    /// Whether there is VMware's backdoor port.
+    pub vmport: bool,
+    /// Whether firmware may use a screen.
+    pub graphics: bool,
+    /// Kernel, initial RAM disk, and command line.
+    pub kernel: Option<String>,
+    /// See [`kernel`](Self::kernel).
+    pub initrd: Option<String>,
+    /// See [`kernel`](Self::kernel).
+    pub append: Option<String>,
+    /// Where the real-time clock begins.
+    pub rtc_base: RtcBase,
+    /// Whether the real-time clock follows the virtual clock.
+    pub rtc_virtual: bool,
+    /// `-name`.
+    pub name: Option<String>,
+    /// `-uuid`.
+    pub uuid: Option<[u8; 16]>,
+}
+
+const DEFAULT_RAM: u64 = 128 * size::MIB;
+
+const fn desc(name: &'static str, ty: OptType) -> OptDesc {
+    OptDesc { name, ty }
+}
+
+static MEMORY_OPTIONS: &[OptDesc] =
+    &[desc("size", OptType::Size), desc("slots", OptType::Number), desc("maxmem", OptType::Size)];
+static NAME_OPTIONS: &[OptDesc] =
+    &[desc("guest", OptType::String), desc("process", OptType::String), desc("debug-threads", OptType::Bool)];
+static RTC_OPTIONS: &[OptDesc] =
+    &[desc("base", OptType::String), desc("clock", OptType::String), desc("driftfix", OptType::String)];
+
+impl MachineOptions {
+    /// Reads the options.
+    ///
+    /// # Errors
+    /// QEMU's.
+    pub fn parse(line: &CommandLine) -> Result<Self> {
+        let machine_options: Vec<Opts> = line
+            .all("machine")
+            .map(|o| opts::parse(&o.value, Some("type")).map_err(|e| o.locate(e)))
+            .collect::<Result<_>>()?;
+        let mut this = Self {
+            machine: machine_type(&machine_options)?,
+            accelerators: vec![],
+            accel_location: None,
+            ram_size: DEFAULT_RAM,
+            smp: Smp { cpus: 1, max_cpus: 1, sockets: 1, cores: 1, threads: 1 },
+            cpu: line.last("cpu").map(|o| o.value.clone()),
+            boot_order: "cad".into(),
+            boot_once: None,
+            boot_menu: false,
+            boot_strict: false,
+            splash_time: None,
+            reboot_timeout: None,
+            hpet: true,
+            acpi: true,
+            usb: line.has("usb"),
+            vmport: true,
+            graphics: !line.has("nographic"),
+            kernel: line.last("kernel").map(|o| o.value.clone()),
+            initrd: line.last("initrd").map(|o| o.value.clone()),
+            append: line.last("append").map(|o| o.value.clone()),
+            rtc_base: RtcBase::Utc,
+            rtc_virtual: false,
+            name: None,
+            uuid: None,
+        };
+        this.machine_properties(&machine_options)?;
+        this.accelerators(line)?;
+        if let Some(o) = line.last("m") {
+            this.memory(o).map_err(|e| o.locate(e))?;
+        }
+        if let Some(o) = line.last("smp") {
+            this.smp(o)?;
+        }
+        for o in line.all("boot") {
+            this.boot(o)?;
+        }
+        if let Some(o) = line.last("rtc") {
+            this.rtc(o)?;
+        }
+        if let Some(o) = line.last("name") {
+            this.name(o).map_err(|e| o.locate(e))?;
+        }
+        if let Some(o) = line.last("uuid") {
+            let uuid =
+                parse_uuid(&o.value).ok_or_else(|| o.locate(err!("failed to parse UUID string: wrong format")))?;
+            this.uuid = Some(uuid);
+        }
+        if this.kernel.is_none() && (this.initrd.is_some() || this.append.is_some()) {
+            let what = if this.append.is_some() { "-append" } else { "-initrd" };
+            bail!("{what} only allowed with -kernel option");
+        }
+        Ok(this)
+    }
+
+    fn machine_properties(&mut self, all: &[Opts]) -> Result<()> {
+        for (key, value) in all.iter().flat_map(|o| &o.items) {
+            let on = || match value.as_str() {
+                "on" | "yes" | "true" | "y" => Ok(true),
+                "off" | "no" | "false" | "n" => Ok(false),
+                _ => Err(err!("Parameter '{key}' expects 'on' or 'off'")),
+            };
+            match (key.as_str(), self.machine.kind) {
+                ("type", _) => {}
+                ("accel", _) => {
+                    self.accelerators = value
+                        .split(':')
+                        .filter(|n| !n.is_empty())
+                        .map(|n| AccelKind::parse(n).ok_or_else(|| n.to_owned()))
+                        .collect();
+                }
+                ("graphics", _) => self.graphics = on()?,
+                ("usb", _) => self.usb = on()?,
+                ("kernel", _) => self.kernel = Some(value.clone()),
+                ("initrd", _) => self.initrd = Some(value.clone()),
+                ("append", _) => self.append = Some(value.clone()),
+                ("hpet", MachineKind::Pc) => self.hpet = on()?,
+                ("acpi", MachineKind::Pc) => self.acpi = on()?,
+                ("vmport", MachineKind::Pc) => self.vmport = value == "auto" || on()?,
+                _ => bail!("Property '{}-machine.{key}' not found", self.machine.name),
+            }
+        }
+        Ok(())
+    }
+
+    fn accelerators(&mut self, line: &CommandLine) -> Result<()> {
+        let from_machine = !self.accelerators.is_empty();
+        let mut listed = vec![];
+        for o in line.iter().filter(|o| matches!(o.name, "accel" | "enable-kvm")) {
+            if o.name == "enable-kvm" {
+                listed.push(AccelKind::Kvm);
+                continue;
+            }
+            let mut options = opts::parse(&o.value, Some("accel")).map_err(|e| o.locate(e))?;
+            let name = options.take("accel").unwrap_or_default();
+            let kind = AccelKind::parse(&name).ok_or_else(|| o.locate(err!("invalid accelerator {name}")))?;
+            if let Some((key, _)) = options.items.first() {
+                return Err(o.locate(err!("Property '{name}-accel.{key}' not found")));
+            }
+            self.accel_location = Some(o.location.clone());
+            listed.push(kind);
+        }
+        if from_machine && !listed.is_empty() {
+            bail!("The -accel and \"-machine accel=\" options are incompatible");
+        }
+        if !from_machine {
+            self.accelerators = listed.into_iter().map(Ok).collect();
+        }
+        if self.accelerators.is_empty() {
+            self.accelerators.push(Ok(AccelKind::Kvm));
+        }
+        Ok(())
+    }
+
+    fn memory(&mut self, o: &Occurrence) -> Result<()> {
+        let options = opts::parse(&o.value, Some("size"))?;
+        // A bare number is of mebibytes.
+        let text = options.get("size").unwrap_or("");
+        let bytes = if text.is_empty() {
+            DEFAULT_RAM
+        } else {
+            size::parse_size(text, 'M').ok_or_else(|| opts::size_error("size", text))?
+        };
+        options.check(MEMORY_OPTIONS)?;
+        if options.get("slots").is_some() || options.get("maxmem").is_some() {
+            bail!("memory hotplug is not supported by this machine");
+        }
+        self.ram_size = if bytes == 0 { DEFAULT_RAM } else { bytes.next_multiple_of(8192) };
+        Ok(())
+    }
+
+    fn smp(&mut self, o: &Occurrence) -> Result<()> {
+        let options = opts::parse(&o.value, Some("cpus")).map_err(|e| o.locate(e))?;
+        let mut given = [None; 7];
+        const KEYS: [&str; 7] = ["cpus", "maxcpus", "sockets", "cores", "threads", "dies", "modules"];
+        for (key, value) in &options.items {
+            let Some(at) = KEYS.iter().position(|k| k == key) else { bail!("Parameter 'smp.{key}' is unexpected") };
+            let number: u32 = value.parse().map_err(|_| err!("Parameter 'smp.{key}' expects uint64"))?;
+            if number == 0 {
+                bail!("Invalid CPU topology: CPU topology parameters must be greater than zero");
+            }
+            given[at] = Some(number);
+        }
+        for (key, value) in [("dies", given[5]), ("modules", given[6])] {
+            if value.is_some_and(|v| v > 1) {
+                bail!("{key} > 1 not supported by this machine's CPU topology");
+            }
+        }
+        self.smp = topology(given)?;
+        if self.smp.max_cpus > self.machine.max_cpus {
+            bail!(
+                "Invalid SMP CPUs {}. The max CPUs supported by machine '{}' is {}",
+                self.smp.max_cpus,
+                self.machine.name,
+                self.machine.max_cpus
+            );
+        }
+        Ok(())
+    }
+
+    fn boot(&mut self, o: &Occurrence) -> Result<()> {
+        let options = opts::parse(&o.value, Some("order")).map_err(|e| o.locate(e))?;
+        for (key, value) in &options.items {
+            let on = || match value.as_str() {
+                "on" => Ok(true),
+                "off" => Ok(false),
+                _ => Err(err!("Parameter 'boot.{key}' expects 'on' or 'off'")),
+            };
+            match key.as_str() {
+                "order" => self.boot_order = boot_devices(value)?,
+                "once" => self.boot_once = Some(boot_devices(value)?),
+                "menu" => self.boot_menu = on()?,
+                "strict" => self.boot_strict = on()?,
+                "splash-time" => {
+                    self.splash_time =
+                        Some(
+                            value.parse().ok().filter(|&t| t <= 0xffff).ok_or_else(|| {
+                                err!("splash-time is invalid, it should be a value between 0 and 65535")
+                            })?,
+                        );
+                }
+                "reboot-timeout" => {
+                    self.reboot_timeout =
+                        Some(value.parse().ok().filter(|t| (-1..=0xffff).contains(t)).ok_or_else(|| {
+                            err!("reboot timeout is invalid,it should be a value between -1 and 65535")
+                        })?);
+                }
+                _ => bail!("Parameter 'boot.{key}' is unexpected"),
+            }
+        }
+        Ok(())
+    }
+
+    fn rtc(&mut self, o: &Occurrence) -> Result<()> {
+        let options = opts::parse(&o.value, Some("base")).map_err(|e| o.locate(e))?;
+        options.check(RTC_OPTIONS).map_err(|e| o.locate(e))?;
+        self.rtc_base = match options.get("base") {
+            None | Some("utc") => RtcBase::Utc,
+            Some("localtime") => RtcBase::LocalTime,
+            Some(date) => RtcBase::Date(parse_date(date).ok_or_else(|| {
+                err!("invalid datetime format").hint("valid formats: '2006-06-17T16:01:21' or '2006-06-17'\n")
+            })?),
+        };
+        self.rtc_virtual = match options.get("clock") {
+            None | Some("host") => false,
+            Some("vm") => true,
+            Some(other) => bail!("invalid option value '{other}'"),
+        };
+        match options.get("driftfix") {
+            None | Some("none") => Ok(()),
+            Some(other) => Err(err!("invalid option value '{other}'")),
+        }
+    }
+
+    fn name(&mut self, o: &Occurrence) -> Result<()> {
+        let options = opts::parse(&o.value, Some("guest"))?;
+        options.check(NAME_OPTIONS)?;
+        self.name = options.get("guest").map(str::to_owned);
+        if let Some(process) = options.get("process") {
+            let name: String = process.chars().take(15).collect();
+            let _ = rustix::thread::set_name(&std::ffi::CString::new(name).map_err(|_| err!("invalid process name"))?);
+        }
+        Ok(())
+    }
+}
+
+fn machine_type(all: &[Opts]) -> Result<&'static MachineType> {
+    let name = all.iter().rev().find_map(|o| o.get("type"));
+    match name {
+        None => MACHINE_TYPES
+            .iter()
+            .find(|m| m.default)
+            .ok_or_else(|| err!("No machine specified, and there is no default")),
+        Some(name) => MACHINE_TYPES.iter().find(|m| m.name == name || m.alias == Some(name)).ok_or_else(|| {
+            err!("unsupported machine type: \"{name}\"").hint("Use -machine help to list supported machines\n")
+        }),
+    }
+}
+
+/// What `-machine help` prints.
+pub fn machine_help() -> String {
+    let mut text = String::from("Supported machines are:\n");
+    for m in MACHINE_TYPES {
+        if let Some(alias) = m.alias {
+            text.push_str(&format!("{alias:<20} {} (alias of {})\n", m.description, m.name));
+        }
+        text.push_str(&format!("{:<20} {}{}\n", m.name, m.description, if m.default { " (default)" } else { "" }));
+    }
+    text
+}
+
+/// What `-accel help` prints.
+pub fn accel_help() -> String {
+    let names: String =
+        AccelKind::ALL.iter().filter(|(_, k, _)| *k != AccelKind::Qtest).map(|(n, ..)| format!("{n}\n")).collect();
+    format!("Accelerators supported in QEMU binary:\n{names}")
+}
+
+/// Fills in what was not given: cores first, then sockets, then threads.
+fn topology([cpus, max, sockets, cores, threads, ..]: [Option<u32>; 7]) -> Result<Smp> {
+    let whole = max.or(cpus);
+    let (sockets, cores, threads) = match whole {
+        None => (sockets.unwrap_or(1), cores.unwrap_or(1), threads.unwrap_or(1)),
+        Some(whole) => match (sockets, cores, threads) {
+            (s, None, t) => {
+                let (s, t) = (s.unwrap_or(1), t.unwrap_or(1));
+                (s, whole / (s * t).max(1), t)
+            }
+            (None, Some(c), t) => {
+                let t = t.unwrap_or(1);
+                (whole / (c * t).max(1), c, t)
+            }
+            (Some(s), Some(c), None) => (s, c, whole / (s * c).max(1)),
+            (Some(s), Some(c), Some(t)) => (s, c, t),
+        },
+    };
+    let total = sockets * cores * threads;
+    let max_cpus = max.unwrap_or(total);
+    let cpus = cpus.unwrap_or(max_cpus);
+    let shape = format!("sockets ({sockets}) * dies (1) * modules (1) * cores ({cores}) * threads ({threads})");
+    if total != max_cpus {
+        bail!("Invalid CPU topology: product of the hierarchy must match maxcpus: {shape} != maxcpus ({max_cpus})");
+    }
+    if max_cpus < cpus {
+        bail!(
+            "Invalid CPU topology: maxcpus must be equal to or greater than smp: {shape} == maxcpus ({max_cpus}) < smp_cpus ({cpus})"
+        );
+    }
+    Ok(Smp { cpus, max_cpus, sockets, cores, threads })
+}
+
+fn boot_devices(letters: &str) -> Result<String> {
+    let mut seen = 0u32;
+    for letter in letters.chars() {
+        if !('a'..='p').contains(&letter) {
+            bail!("Invalid boot device '{letter}'");
+        }
+        let bit = 1 << (letter as u32 - 'a' as u32);
+        if seen & bit != 0 {
+            bail!("Boot device '{letter}' was given twice");
+        }
+        seen |= bit;
+    }
+    Ok(letters.to_owned())
+}
+
+/// The 16 bytes of a UUID in its usual form.
+pub fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let shape = text.len() == 36 && text.bytes().enumerate().all(|(i, c)| matches!(i, 8 | 13 | 18 | 23) == (c == b'-'));
+    let hex: String = text.chars().filter(|c| *c != '-').collect();
+    let mut uuid = [0; 16];
+    for (byte, pair) in uuid.iter_mut().zip(hex.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    (shape && hex.len() == 32).then_some(uuid)
+}
+
+/// Seconds since the epoch of `YYYY-MM-DD` or `YYYY-MM-DDThh:mm:ss`, UTC.
+fn parse_date(text: &str) -> Option<i64> {
+    let (date, time) = text.split_once('T').unwrap_or((text, "00:00:00"));
+    let numbers = |text: &str, by: char| -> Option<[i64; 3]> {
+        let parts: Vec<i64> = text.split(by).map(|p| p.parse().ok()).collect::<Option<_>>()?;
+        parts.try_into().ok()
+    };
+    let ([year, month, day], [hour, minute, second]) = (numbers(date, '-')?, numbers(time, ':')?);
+    let valid = (1970..10_000).contains(&year)
+        && (1..=12).contains(&month)
+        && (1..=31).contains(&day)
+        && (0..24).contains(&hour)
+        && (0..60).contains(&minute)
+        && (0..61).contains(&second);
+    // Days from the civil calendar: years begin in March, so that leap days come last.
+    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, of_era) = (y / 400, y % 400);
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + (153 * m + 2) / 5 + day - 1 - 719_468;
+    valid.then_some(days * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Result<MachineOptions> {
+        let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+        MachineOptions::parse(&CommandLine::parse(&words)?)
+    }
+
+    #[test]
+    fn the_documented_machine() {
+        let m = parse("-enable-kvm -cpu qemu64,kvmclock=on -m 512 -smp 1 -name primary").unwrap();
+        assert_eq!((m.machine.name, m.ram_size, m.smp.cpus), ("pc-i440fx-10.0", 512 << 20, 1));
+        assert_eq!((m.accelerators, m.name.as_deref()), (vec![Ok(AccelKind::Kvm)], Some("primary")));
+    }
+
+    #[test]
+    fn topologies_are_filled_in_cores_first() {
+        let smp = |words| parse(words).map(|m| (m.smp.sockets, m.smp.cores, m.smp.threads));
+        assert_eq!(smp("-smp 4"), Ok((1, 4, 1)));
+        assert_eq!(smp("-smp 4,cores=2"), Ok((2, 2, 1)));
+        assert_eq!(smp("-smp 4,sockets=2,cores=1"), Ok((2, 1, 2)));
+        assert_eq!(smp("-smp sockets=2,cores=2"), Ok((2, 2, 1)));
+    }
+
+    #[test]
+    fn wrong_uses_get_qemus_errors() {
+        for (words, error) in [
+            ("-machine nosuch", "unsupported machine type: \"nosuch\""),
+            ("-M pc,foo=on", "Property 'pc-i440fx-10.0-machine.foo' not found"),
+            ("-accel nosuch", "-accel nosuch: invalid accelerator nosuch"),
+            ("-accel kvm,foo=on", "-accel kvm,foo=on: Property 'kvm-accel.foo' not found"),
+            ("-machine accel=kvm -accel kvm", "The -accel and \"-machine accel=\" options are incompatible"),
+            ("-smp 0", "Invalid CPU topology: CPU topology parameters must be greater than zero"),
+            (
+                "-smp cpus=4,maxcpus=2",
+                "Invalid CPU topology: maxcpus must be equal to or greater than smp: sockets (1) * dies (1) * modules (1) * \
+                 cores (2) * threads (1) == maxcpus (2) < smp_cpus (4)",
+            ),
+            ("-smp foo=1", "Parameter 'smp.foo' is unexpected"),
+            ("-m 1x", "-m 1x: Parameter 'size' expects a non-negative number below 2^64"),
+            ("-m size=1G,foo=1", "-m size=1G,foo=1: Invalid parameter 'foo'"),
+            ("-boot order=z", "Invalid boot device 'z'"),
+            ("-boot foo=1", "Parameter 'boot.foo' is unexpected"),
+            ("-rtc base=foo", "invalid datetime format"),
+            ("-rtc clock=foo", "invalid option value 'foo'"),
+            ("-uuid x", "-uuid x: failed to parse UUID string: wrong format"),
+            ("-name a,foo=b", "-name a,foo=b: Invalid parameter 'foo'"),
+        ] {
+            assert_eq!(parse(words).unwrap_err().message(), error, "{words}");
+        }
+    }
+
+    #[test]
+    fn dates_count_from_the_epoch() {
+        assert_eq!(parse_date("1970-01-02"), Some(86_400));
+        assert_eq!(parse_date("2006-06-17T16:01:21"), Some(1_150_560_081));
+        assert_eq!(parse_date("2000-02-29"), Some(951_782_400));
+        assert_eq!(parse_date("2006-13-17"), None);
+    }
+}

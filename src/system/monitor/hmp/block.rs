@@ -1,0 +1,103 @@
+//! Disks.
+
+use std::rc::Rc;
+
+use lockstep_block::{Options, commands, jobs::Jobs};
+use lockstep_qapi::opts;
+use lockstep_util::Result;
+
+use super::{
+    Args, HmpCommand,
+    args::Param::{Device, Flag, Word},
+    prefixed,
+};
+use crate::{drive::Interface, objects::LocalFuture, vm::Vm};
+
+pub(super) static COMMANDS: &[HmpCommand] = &[
+    HmpCommand {
+        names: "drive_add",
+        params: &[Flag('n'), Word("pci_addr"), Word("opts")],
+        usage: "[-n] [[<domain>:]<bus>:]<slot>\n[file=file][,if=type][,bus=n]\n[,unit=m][,media=d][,index=i]\n\
+                [,readonly=on|off]",
+        help: "add a block node (-n) or a drive without a device",
+        run: drive_add,
+    },
+    HmpCommand {
+        names: "drive_del",
+        params: &[Device("id")],
+        usage: "device",
+        help: "remove host block device",
+        run: drive_del,
+    },
+    HmpCommand {
+        names: "block_job_cancel",
+        params: &[Flag('f'), Device("device")],
+        usage: "[-f] device",
+        help: "end a background block operation (-f: at once, in sync or not)",
+        run: block_job_cancel,
+    },
+];
+
+pub(super) static INFO: &[HmpCommand] = &[HmpCommand {
+    names: "block-jobs",
+    params: &[],
+    usage: "",
+    help: "show progress of ongoing block device operations",
+    run: info_block_jobs,
+}];
+
+fn drive_add<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let text = args.word("opts");
+        if args.flag('n') {
+            let parsed = opts::parse(text, None)?;
+            let pairs = parsed.items.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+            return commands::drive_add_node(&vm.graph, Options::from_pairs(pairs)).await;
+        }
+        let drive = vm.drives.add(&vm.graph, text).await?;
+        if drive.interface == Interface::None {
+            out.push_str("OK\n");
+        } else {
+            let id = drive.backend.name();
+            vm.drives.remove(&id);
+            commands::drive_del(&vm.graph, &id).await?;
+            out.push_str("Can't hot-add drive to type 0\n");
+        }
+        Ok(())
+    })
+}
+
+fn drive_del<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        commands::drive_del(&vm.graph, args.word("id")).await?;
+        vm.drives.remove(args.word("id"));
+        Ok(())
+    })
+}
+
+fn block_job_cancel<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move { Jobs::of(&vm.graph).block_job_cancel(args.word("device"), args.flag('f')).map_err(prefixed) })
+}
+
+fn info_block_jobs<'a>(vm: &'a Rc<Vm>, _args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let jobs = Jobs::of(&vm.graph).query_block_jobs();
+        let jobs = jobs.as_array().map_or(&[][..], Vec::as_slice);
+        if jobs.is_empty() {
+            out.push_str("No active jobs\n");
+        }
+        for job in jobs {
+            let number = |key: &str| job[key].as_i64().unwrap_or(0);
+            let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
+            out.push_str(&format!(
+                "Type {}, device {}: Completed {} of {} bytes, speed limit {} bytes/s\n",
+                text("type"),
+                text("device"),
+                number("offset"),
+                number("len"),
+                number("speed")
+            ));
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,124 @@
+//! The machine.
+
+use std::rc::Rc;
+
+use lockstep_qapi::schema::{RunState, ShutdownCause};
+use lockstep_util::Result;
+
+use super::{Args, HmpCommand, prefixed};
+use crate::{
+    QEMU_VERSION,
+    objects::{IoThreadObject, LocalFuture},
+    vm::{Accelerator, Vm},
+};
+
+const fn plain(names: &'static str, help: &'static str, run: super::Handler) -> HmpCommand {
+    HmpCommand { names, params: &[], usage: "", help, run }
+}
+
+pub(super) static COMMANDS: &[HmpCommand] = &[
+    plain("stop|s", "stop emulation", stop),
+    plain("cont|c", "resume emulation", cont),
+    plain("quit|q", "quit the emulator", quit),
+    plain("system_reset", "reset the system", system_reset),
+    plain("system_powerdown", "send system power down event", system_powerdown),
+];
+
+pub(super) static INFO: &[HmpCommand] = &[
+    plain("iothreads", "show iothreads", info_iothreads),
+    plain("kvm", "show KVM information", info_kvm),
+    plain("name", "show the current VM name", info_name),
+    plain("status", "show the current VM status (running|paused)", info_status),
+    plain("uuid", "show the current VM UUID", info_uuid),
+    plain("version", "show the version", info_version),
+];
+
+fn stop<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        vm.user_stop().await;
+        Ok(())
+    })
+}
+
+fn cont<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move { vm.user_cont().await.map_err(prefixed) })
+}
+
+fn quit<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        vm.quit(ShutdownCause::HostQmpQuit);
+        Ok(())
+    })
+}
+
+fn system_reset<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        vm.reset(ShutdownCause::HostQmpSystemReset).await;
+        Ok(())
+    })
+}
+
+fn system_powerdown<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        vm.powerdown();
+        Ok(())
+    })
+}
+
+fn info_status<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let state = vm.state();
+        out.push_str(&format!("VM status: {}", if vm.is_running() { "running" } else { "paused" }));
+        if !matches!(state, RunState::Running | RunState::Paused) {
+            out.push_str(&format!(" ({})", state.as_str()));
+        }
+        out.push('\n');
+        Ok(())
+    })
+}
+
+fn info_name<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        if let Some(name) = &vm.options.name {
+            out.push_str(&format!("{name}\n"));
+        }
+        Ok(())
+    })
+}
+
+fn info_uuid<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        out.push_str(&format!("{}\n", vm.uuid_text()));
+        Ok(())
+    })
+}
+
+fn info_version<'a>(_: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let [major, minor, micro] = QEMU_VERSION;
+        out.push_str(&format!("{major}.{minor}.{micro}Lockstep {}\n", env!("CARGO_PKG_VERSION")));
+        Ok(())
+    })
+}
+
+fn info_kvm<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
+        out.push_str(&format!("kvm support: {}\n", if enabled { "enabled" } else { "disabled" }));
+        Ok(())
+    })
+}
+
+fn info_iothreads<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        for (id, object) in vm.objects.all() {
+            if let Ok(thread) = object.as_any().downcast::<IoThreadObject>() {
+                let tid = thread.thread().thread_id();
+                out.push_str(&format!(
+                    "{id}:\n  thread_id={tid}\n  poll-max-ns=0\n  poll-grow=0\n  poll-shrink=0\n  aio-max-batch=0\n"
+                ));
+            }
+        }
+        Ok(())
+    })
+}
