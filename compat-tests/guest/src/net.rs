@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::{tcp, udp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, Ipv4Address};
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr, IpEndpoint, Ipv4Address};
 
 const ECHO_PORT: u16 = 7;
 const HTTP_PORT: u16 = 80;
@@ -105,15 +105,45 @@ impl Net {
         let time = now();
         for _ in 0..INGRESS_BATCH {
             let Some(frame) = self.nic.peek() else { return false };
-            if opens_connection(frame) {
+            let opening = opening_segment(frame);
+            let repeated = opening.is_some_and(|(from, port)| self.is_connected(from, port));
+            if repeated {
+                self.set_listening(false);
+            } else if opening.is_some() {
                 self.perturb(entropy);
             }
-            match self.interface.poll_ingress_single(time, &mut self.nic, &mut self.sockets) {
+            let result = self.interface.poll_ingress_single(time, &mut self.nic, &mut self.sockets);
+            if repeated {
+                self.set_listening(true);
+            }
+            match result {
                 PollIngressSingleResult::None => break,
                 _ => self.nic.release(),
             }
         }
         true
+    }
+
+    /// Is there a connection between this peer and this port of ours?
+    fn is_connected(&self, from: IpEndpoint, port: u16) -> bool {
+        let connections = self.connections.iter().filter(|connection| connection.port == port);
+        connections.map(|connection| self.sockets.get::<tcp::Socket>(connection.socket)).any(|socket| {
+            socket.remote_endpoint() == Some(from)
+                && !matches!(socket.state(), tcp::State::Closed | tcp::State::TimeWait)
+        })
+    }
+
+    /// Stops or starts listening on all ports. The first socket that accepts a segment gets it, and to a listening one a repeated SYN
+    /// looks like a new connection: while a SYN for an existing connection is handled, nobody may listen.
+    fn set_listening(&mut self, on: bool) {
+        for connection in &self.connections {
+            let socket = self.sockets.get_mut::<tcp::Socket>(connection.socket);
+            match socket.state() {
+                tcp::State::Listen if !on => socket.abort(),
+                tcp::State::Closed if on && socket.remote_endpoint().is_none() => listen(socket, connection.port),
+                _ => {}
+            }
+        }
     }
 
     /// Makes initial sequence numbers differ between VMs that were loaded from one checkpoint: the interface's generator has the same
@@ -214,11 +244,16 @@ fn echo(socket: &mut tcp::Socket, scratch: &mut [u8]) -> bool {
     false
 }
 
-/// Is this Ethernet frame an IPv4 TCP segment with SYN and without ACK?
-fn opens_connection(frame: &[u8]) -> bool {
+/// Sender and destination port of an Ethernet frame that holds an IPv4 TCP segment with SYN and without ACK.
+fn opening_segment(frame: &[u8]) -> Option<(IpEndpoint, u16)> {
     if frame.len() < 34 || frame[12..14] != [8, 0] || frame[23] != 6 {
-        return false;
+        return None;
     }
-    let flags = 14 + usize::from(frame[14] & 15) * 4 + 13;
-    frame.get(flags).is_some_and(|flags| flags & 0x12 == 2)
+    let segment = frame.get(14 + usize::from(frame[14] & 15) * 4..)?;
+    if segment.get(13)? & 0x12 != 2 {
+        return None;
+    }
+    let address = IpAddress::v4(frame[26], frame[27], frame[28], frame[29]);
+    let port = |at: usize| u16::from_be_bytes([segment[at], segment[at + 1]]);
+    Some((IpEndpoint::new(address, port(0)), port(2)))
 }
