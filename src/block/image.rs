@@ -7,7 +7,7 @@ use crate::options::Options;
 use crate::qcow2::create::CreateOptions;
 use crate::qcow2::header::Compression;
 use crate::{file, qcow2};
-use lockstep_util::{Result, bail, err};
+use lockstep_util::{Error, Result, bail, err};
 
 /// One option that `create` takes for a format.
 pub struct CreateOption {
@@ -110,7 +110,7 @@ pub async fn create(graph: &Graph, filename: &str, format: &str, mut options: Op
                 bail!("Backing format not supported for file format '{format}'");
             }
             refuse_rest(&options)?;
-            file::create(filename, size, prealloc).await
+            file::create(filename, size, prealloc).await.map_err(|e| too_large(e, format, ""))
         }
         "qcow2" => {
             let create = parse_qcow2_options(options)?;
@@ -124,7 +124,8 @@ pub async fn create(graph: &Graph, filename: &str, format: &str, mut options: Op
             let user = crate::Backend::new(graph, None)?;
             user.set_perms(crate::Perm::all(), crate::Perm::empty())?;
             user.insert(&node)?;
-            qcow2::create::format(&node, &create).await?;
+            let formatted = qcow2::create::format(&node, &create).await;
+            formatted.map_err(|e| too_large(e, format, " (try using a larger cluster size)"))?;
             drop(node);
             drop(user);
             graph.collect().await;
@@ -134,6 +135,16 @@ pub async fn create(graph: &Graph, filename: &str, format: &str, mut options: Op
             Ok(())
         }
         _ => Err(err!("Format driver '{format}' does not support image creation")),
+    }
+}
+
+/// A size that is too large reads the same for every format.
+fn too_large(e: Error, format: &str, advice: &str) -> Error {
+    let text = e.message();
+    if text.ends_with("File too large") || text.starts_with("The image size is too large") {
+        err!("The image size is too large for file format '{format}'{advice}")
+    } else {
+        e
     }
 }
 

@@ -346,6 +346,11 @@ pub fn find_driver(name: &str) -> Result<&'static DriverDef> {
     drivers::TABLE.iter().copied().find(|d| d.name == name).ok_or_else(|| err!("Unknown driver '{name}'"))
 }
 
+/// Names of all drivers.
+pub fn driver_names() -> Vec<&'static str> {
+    drivers::TABLE.iter().map(|d| d.name).collect()
+}
+
 fn find_protocol(filename: &str, allow_prefix: bool) -> Result<&'static DriverDef> {
     if !allow_prefix || !has_protocol(filename) {
         return find_driver(drivers::host_protocol(filename));

@@ -9,7 +9,8 @@ mod sys;
 
 use crate::child::Perm;
 use crate::driver::{
-    BlockDriver, DriverDef, DriverKind, Extent, Limits, LocalBoxFuture, Preallocation, Status, WriteFlags, errno,
+    BlockDriver, DriverDef, DriverKind, Extent, FormatInfo, Limits, LocalBoxFuture, Preallocation, Status, WriteFlags,
+    errno,
 };
 use crate::node::Node;
 use crate::open::{OpenContext, OpenFlags};
@@ -224,7 +225,12 @@ impl BlockDriver for FileDriver {
     }
 
     fn length(&self) -> io::Result<u64> {
-        Ok(self.length.get())
+        // Disks are counted in sectors: the rest of the last one reads as zeroes.
+        Ok(self.length.get().next_multiple_of(512))
+    }
+
+    fn format_info(&self) -> FormatInfo {
+        FormatInfo { specific: Some(serde_json::json!({"type": "file", "data": {}})), ..FormatInfo::default() }
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> LocalBoxFuture<'a, io::Result<()>> {

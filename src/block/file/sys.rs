@@ -196,6 +196,12 @@ pub fn truncate(file: &File, old: u64, len: u64, prealloc: Preallocation) -> Res
             let _ = rustix::fs::ftruncate(file, old);
             Error::with_errno("Could not write zeros for preallocation", &e)
         }),
+        Preallocation::Off if old == 0 && len > 0 => {
+            // A first block that is there lets anyone find out the alignment of direct I/O.
+            let failed = |e: io::Error| Error::with_errno("Failed to resize file", &e);
+            rustix::fs::ftruncate(file, len).map_err(|e| failed(e.into()))?;
+            file.write_all_at(&[0; 4096][..len.min(4096) as usize], 0).map_err(failed)
+        }
         _ => rustix::fs::ftruncate(file, len).map_err(|e| Error::with_errno("Failed to resize file", &e.into())),
     }
 }

@@ -188,7 +188,7 @@ pub async fn format(file: &Rc<Node>, options: &CreateOptions) -> Result<()> {
     let head = header::V2_LENGTH as usize;
     let error = "Could not write qcow2 header";
     file.write(head as u64, &metadata[head..], WriteFlags::empty()).await.context(error)?;
-    let l1 = vec![0; (l1_entries * 8).next_multiple_of(512) as usize];
+    let l1 = vec![0; (l1_entries * 8) as usize];
     file.write(header.l1_offset, &l1, WriteFlags::empty()).await.context(error)?;
     file.flush().await.context(error)?;
     file.write(0, &metadata[..head], WriteFlags::empty()).await.context(error)?;

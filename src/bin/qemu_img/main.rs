@@ -1,0 +1,74 @@
+//! `qemu-img`: makes, looks at, checks and converts disk images.
+
+mod args;
+mod check;
+mod create;
+mod help;
+mod info;
+mod open;
+
+use lockstep_bin::version;
+use std::process::ExitCode;
+
+/// What a command comes to: success, or an exit status after the message was printed.
+type Outcome = Result<(), u8>;
+
+/// The exit status of an ordinary failure.
+const FAILURE: u8 = 1;
+
+/// A command: its name, one line about it, and what it does with its arguments.
+struct Command {
+    name: &'static str,
+    summary: &'static str,
+    run: fn(&[String]) -> Outcome,
+}
+
+const COMMANDS: &[Command] = &[
+    Command { name: "check", summary: "Check basic image integrity", run: check::run },
+    Command { name: "create", summary: "Create and format new image file", run: create::run },
+    Command { name: "info", summary: "Display information about image", run: info::run },
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(status) => ExitCode::from(status),
+    }
+}
+
+fn dispatch(args: &[String]) -> Outcome {
+    let parsed = match lockstep_bin::getopt::parse(args, help::STANDARD_OPTIONS, false) {
+        Ok(parsed) => parsed,
+        Err(text) => {
+            let program = args::program();
+            eprintln!("{program}: {text}");
+            eprintln!("Try '{program} --help' for more info");
+            return Err(FAILURE);
+        }
+    };
+    for (name, value) in &parsed.options {
+        match name.as_str() {
+            "help" => {
+                print!("{}", help::overview());
+                return Ok(());
+            }
+            "version" => {
+                println!("qemu-img version {}", version());
+                return Ok(());
+            }
+            _ => {
+                let pattern = value.as_deref().unwrap_or_default();
+                args::report(&format!("Tracing '{pattern}' is not supported by this build"));
+                return Err(FAILURE);
+            }
+        }
+    }
+    let Some((name, rest)) = parsed.rest.split_first() else {
+        return args::usage(None, "Not enough arguments");
+    };
+    match COMMANDS.iter().find(|c| c.name == name) {
+        Some(command) => (command.run)(rest),
+        None => args::usage(None, &format!("Command not found: {name}")),
+    }
+}
