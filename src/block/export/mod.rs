@@ -57,6 +57,7 @@ pub struct NbdExport {
     backend: Rc<Backend>,
     sessions: RefCell<Vec<Rc<Session>>>,
     shutting_down: Cell<bool>,
+    cut_off: Cell<bool>,
 }
 
 impl NbdExport {
@@ -95,15 +96,19 @@ impl NbdExport {
         }
     }
 
-    /// Disconnects the clients, lets what they have begun end, gives the node back.
-    async fn close(&self) {
-        self.shutting_down.set(true);
+    /// Disconnects the clients; requests that have not reached the node find no medium any more.
+    fn cut(&self) {
+        self.cut_off.set(true);
         for session in self.sessions.borrow().iter() {
             session.kill();
         }
-        let node = self.node();
-        // Requests that have not reached the node find no medium any more.
         self.backend.remove_medium();
+    }
+
+    /// Disconnects the clients, lets what they have begun end, gives the node back.
+    async fn close(&self) {
+        self.shutting_down.set(true);
+        self.cut();
         loop {
             let next = self.sessions.borrow().first().cloned();
             match next {
@@ -111,7 +116,6 @@ impl NbdExport {
                 None => break,
             }
         }
-        drop(node);
     }
 }
 
@@ -211,6 +215,7 @@ impl Exports {
             backend,
             sessions: RefCell::default(),
             shutting_down: Cell::new(false),
+            cut_off: Cell::new(false),
         };
         self.list.borrow_mut().push(Rc::new(export));
         Ok(())
@@ -221,7 +226,7 @@ impl Exports {
     }
 
     fn by_name(&self, name: &str) -> Option<Rc<NbdExport>> {
-        self.list.borrow().iter().find(|e| e.name == name && !e.shutting_down.get()).cloned()
+        self.list.borrow().iter().find(|e| e.name == name && !e.shutting_down.get() && !e.cut_off.get()).cloned()
     }
 
     /// `block-export-del`
@@ -270,14 +275,25 @@ impl Exports {
             .collect()
     }
 
+    fn writers(&self, node: &Rc<Node>) -> Vec<Rc<NbdExport>> {
+        let list = self.list.borrow();
+        list.iter().filter(|e| e.writable && e.node().is_some_and(|n| n.reaches(node))).cloned().collect()
+    }
+
+    /// Cuts everybody off who could write through an export of this node, without waiting: what has not reached the node
+    /// by now does not reach it. The exports stay until they are removed.
+    pub fn cut_writers(&self, node: &Rc<Node>) {
+        for export in self.writers(node) {
+            export.cut();
+        }
+    }
+
     /// Takes writing away from everybody who has it through an export of this node: clients are disconnected, what they
     /// had begun has ended, the exports are gone.
     pub async fn revoke_writers(&self, graph: &Graph, node: &Rc<Node>) {
-        let writable: Vec<_> = {
-            let list = self.list.borrow();
-            list.iter().filter(|e| e.writable && e.node().is_some_and(|n| n.reaches(node))).cloned().collect()
-        };
-        for export in writable {
+        // Those that were cut off already have no node any more, but may have requests under way.
+        let cut: Vec<_> = self.list.borrow().iter().filter(|e| e.cut_off.get()).cloned().collect();
+        for export in self.writers(node).into_iter().chain(cut) {
             self.delete(graph, &export).await;
         }
     }
@@ -285,7 +301,12 @@ impl Exports {
 
 impl Directory for Exports {
     fn names(&self) -> Vec<String> {
-        self.list.borrow().iter().filter(|e| !e.shutting_down.get()).map(|e| e.name.clone()).collect()
+        self.list
+            .borrow()
+            .iter()
+            .filter(|e| !e.shutting_down.get() && !e.cut_off.get())
+            .map(|e| e.name.clone())
+            .collect()
     }
 
     fn find(&self, name: &str) -> Option<ExportInfo> {

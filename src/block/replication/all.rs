@@ -36,7 +36,7 @@ pub async fn replication_do_checkpoint_all(graph: &Graph) -> Result<()> {
 
 /// Fails with `I/O error occurred` if a write to the other side (primary) or a copy before a write (secondary) has
 /// failed: the lock-step must end before the next checkpoint.
-pub async fn replication_get_error_all(graph: &Graph) -> Result<()> {
+pub fn replication_get_error_all(graph: &Graph) -> Result<()> {
     for node in nodes(graph) {
         if let Some(replication) = node.driver_as::<Replication>() {
             replication.get_error()?;
@@ -65,20 +65,34 @@ pub fn replication_is_committing(graph: &Graph) -> bool {
     nodes(graph).iter().any(|n| n.driver_as::<Replication>().is_some_and(|r| r.stage() == super::Stage::Failover))
 }
 
-/// The primary's writes wait while this exists. Dropping it lets them go on.
-pub struct NbdWriteGate {
-    _quiet: Vec<DrainGuard>,
-}
-
-/// Closes the gate for writes of the primary to secondary disks and waits for those that have begun: from the moment a
-/// checkpoint was received (the primary may run again) until the overlays are emptied. The secondary's guest must stand
-/// still, its disk is quiesced too.
-pub async fn nbd_write_gate(graph: &Graph) -> NbdWriteGate {
-    let mut quiet = Vec::new();
+/// The peer is given up, without waiting for anything: requests of the primary that wait for the secondary end now and
+/// later ones do not reach it; what could write to a secondary disk through an export is cut off.
+pub fn replication_peer_lost(graph: &Graph) {
     for node in nodes(graph) {
-        if let Some(disk) = node.driver_as::<Replication>().and_then(|r| r.secondary_disk()) {
-            quiet.push(disk.drain().await);
+        if let Some(replication) = node.driver_as::<Replication>() {
+            replication.peer_lost();
         }
     }
-    NbdWriteGate { _quiet: quiet }
+}
+
+/// The primary's writes wait while this exists. Dropping it lets them go on.
+pub struct NbdWriteGate {
+    quiet: Vec<DrainGuard>,
+}
+
+impl NbdWriteGate {
+    /// Closes the gate for writes of the primary to secondary disks that have not begun: from the moment a checkpoint
+    /// was received (the primary may run again) until the overlays are emptied. The secondary's guest must stand still,
+    /// its disk is quiesced too.
+    pub fn close(graph: &Graph) -> Self {
+        let disks = nodes(graph).into_iter().filter_map(|n| n.driver_as::<Replication>()?.secondary_disk());
+        Self { quiet: disks.map(|disk| DrainGuard::begin(vec![disk])).collect() }
+    }
+
+    /// Waits for the writes that had begun.
+    pub async fn quiet(&self) {
+        for guard in &self.quiet {
+            guard.wait().await;
+        }
+    }
 }

@@ -22,6 +22,7 @@ use lockstep_util::{Error, Result, bail};
 
 use crate::child::{Child, ChildRole, Perm};
 use crate::driver::{BlockDriver, DriverDef, DriverKind, Extent, Limits, LocalBoxFuture, WriteFlags, errno};
+use crate::export::Exports;
 use crate::graph::WeakGraph;
 use crate::node::Node;
 use crate::open::OpenContext;
@@ -78,6 +79,8 @@ pub struct Replication {
     /// The first error of the primary's writes.
     error: RefCell<Option<io::Error>>,
     running: RefCell<Option<Rc<Running>>>,
+    /// The peer was given up: nothing is sent to it any more.
+    peer_lost: Cell<bool>,
 }
 
 async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
@@ -102,6 +105,7 @@ async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
         stage: Cell::new(Stage::None),
         error: RefCell::default(),
         running: RefCell::default(),
+        peer_lost: Cell::new(false),
     }))
 }
 
@@ -119,6 +123,26 @@ impl Replication {
     /// The secondary disk while it is in lock-step.
     pub fn secondary_disk(&self) -> Option<Rc<Node>> {
         self.running.borrow().as_ref().map(|r| r.secondary())
+    }
+
+    /// See [`all::replication_peer_lost`].
+    fn peer_lost(&self) {
+        match self.mode {
+            ReplicationMode::Primary => {
+                self.peer_lost.set(true);
+                self.file.node().cancel_in_flight();
+            }
+            ReplicationMode::Secondary => {
+                if let (Some(disk), Some(graph)) = (self.secondary_disk(), self.graph.upgrade()) {
+                    Exports::of(&graph).cut_writers(&disk);
+                }
+            }
+        }
+    }
+
+    /// Fails on a primary whose peer was given up.
+    fn check_peer(&self) -> io::Result<()> {
+        if self.peer_lost.get() { Err(errno(libc::EIO)) } else { Ok(()) }
     }
 
     fn check_io(&self) -> io::Result<()> {
@@ -177,7 +201,11 @@ impl BlockDriver for Replication {
             }
             let _fence = self.fence(offset, len).await;
             self.note_write();
-            self.settle(self.file.node().write(offset, data, flags).await)
+            let result = match self.check_peer() {
+                Ok(()) => self.file.node().write(offset, data, flags).await,
+                lost => lost,
+            };
+            self.settle(result)
         })
     }
 
@@ -189,7 +217,11 @@ impl BlockDriver for Replication {
             }
             let _fence = self.fence(offset, len).await;
             self.note_write();
-            self.settle(self.file.node().write_zeroes(offset, len, flags).await)
+            let result = match self.check_peer() {
+                Ok(()) => self.file.node().write_zeroes(offset, len, flags).await,
+                lost => lost,
+            };
+            self.settle(result)
         })
     }
 
@@ -200,6 +232,7 @@ impl BlockDriver for Replication {
                 (ReplicationMode::Secondary, Stage::Running) => Ok(()),
                 (ReplicationMode::Secondary, Stage::Failover | Stage::FailoverFailed) => self.flush_chain().await,
                 (ReplicationMode::Secondary, _) => self.file.node().flush().await,
+                (ReplicationMode::Primary, _) if self.peer_lost.get() => Err(errno(libc::EIO)),
                 (ReplicationMode::Primary, _) => self.file.node().flush().await.inspect_err(|e| {
                     if self.stage.get() == Stage::Running {
                         let copy = errno(e.raw_os_error().unwrap_or(libc::EIO));
@@ -274,6 +307,7 @@ impl Replication {
             *self.running.borrow_mut() = Some(running);
         }
         self.error.borrow_mut().take();
+        self.peer_lost.set(false);
         self.stage.set(Stage::Running);
         if mode == ReplicationMode::Secondary
             && let Err(e) = self.checkpoint_secondary().await
