@@ -3,13 +3,13 @@
 //! A device is a pure register struct inside one mutex, with handles to what it drives: [`core::IrqLine`]s, timers, memory,
 //! and the backends of disks, networks and character devices.
 
+pub mod char;
 pub mod chipset;
 pub mod core;
+pub mod fw_cfg;
 pub mod ide;
+pub mod input;
 pub mod irqchip;
 pub mod pci;
 pub mod rtc;
 pub mod timer;
-
-#[cfg(test)]
-mod testing;

@@ -99,7 +99,8 @@ struct Registered {
 
 #[derive(Default)]
 struct Hub {
-    next: u32,
+    /// The number given last; numbers begin at 1.
+    last: u32,
     /// The first that takes an event gets it.
     devices: Vec<Registered>,
 }
@@ -114,8 +115,8 @@ impl InputHub {
     /// Adds a device behind those active. Returns its number.
     pub fn register(&self, device: Arc<dyn InputDevice>) -> u32 {
         let mut hub = self.hub.lock();
-        let index = hub.next;
-        hub.next += 1;
+        hub.last += 1;
+        let index = hub.last;
         hub.devices.push(Registered { index, device, active: false });
         index
     }
