@@ -3,6 +3,7 @@
 //! A device is a pure register struct inside one mutex, with handles to what it drives: [`core::IrqLine`]s, timers, memory,
 //! and the backends of disks, networks and character devices.
 
+pub mod acpi;
 pub mod char;
 pub mod chipset;
 pub mod core;

@@ -1,0 +1,3 @@
+//! Power management and the ACPI tables.
+
+pub mod pm;
