@@ -14,6 +14,7 @@ mod tree;
 
 pub use backends::{BackendProvider, Backends, DriveEvents, DriveHandle, DriveUser, ErrorAction, NoEvents, OnError};
 pub use board::{Board, FirmwareFiles};
+pub(crate) use device::plug_device;
 pub use device::{Category, CreateContext, Device, DeviceType, QomParent, TypeTable, create_device};
 pub use guard::{GuardScope, Guarded, ReentrancyGuard};
 pub use handler::{byte_registers, io_handler};

@@ -8,6 +8,7 @@ mod gsi;
 pub mod ioapic;
 mod kernel;
 pub mod pic;
+pub mod vapic;
 
 pub use gsi::{GSI_COUNT, GsiRouter};
 pub use kernel::{KernelIoApic, KernelIrqChip, KernelPic};

@@ -90,7 +90,7 @@ impl Snapshot for IoApic {
     type Wire = IoApicState;
 
     fn snapshot(&self) -> IoApicState {
-        self.regs.lock().save()
+        self.regs.lock().state()
     }
 
     fn validate(&self, wire: &IoApicState) -> Result<(), LoadError> {

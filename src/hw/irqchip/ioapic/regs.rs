@@ -151,7 +151,8 @@ impl IoApicRegs {
         }
     }
 
-    pub(super) fn save(&self) -> IoApicState {
+    /// The wire form.
+    pub fn state(&self) -> IoApicState {
         IoApicState {
             id: self.id,
             ioregsel: self.select,

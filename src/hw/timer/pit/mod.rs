@@ -162,6 +162,7 @@ impl Snapshot for Pit {
 }
 
 /// The 8254 in the host's kernel, as the speaker port and the migration stream see it.
+#[derive(Clone)]
 pub struct KernelPit {
     chip: Arc<dyn KernelIrqChip>,
     clocks: Clocks,
@@ -169,8 +170,8 @@ pub struct KernelPit {
 
 impl KernelPit {
     /// The 8254 of `chip`.
-    pub fn new(board: &Board, chip: Arc<dyn KernelIrqChip>) -> Arc<Self> {
-        Arc::new(Self { chip, clocks: board.clocks.clone() })
+    pub fn new(board: &Board, chip: Arc<dyn KernelIrqChip>) -> Self {
+        Self { chip, clocks: board.clocks.clone() }
     }
 
     fn change(&self, f: impl FnOnce(&mut PitRegs, i64)) {

@@ -1,0 +1,105 @@
+//! Small pieces that a machine is put together with.
+
+use std::sync::Arc;
+
+use lockstep_util::Result;
+
+use crate::core::{
+    Board, BusNode, Device, DeviceNode, DeviceType, IrqLine, PropertyInput, PropertySet, QomParent, ResetKind,
+    plug_device,
+};
+
+/// What a device on the ISA bus finds: `bus_object::<IsaBus>()`.
+pub struct IsaBus {
+    /// The ISA interrupts.
+    pub irqs: [IrqLine; 16],
+}
+
+/// A device of the board as the tree shows it, made of functions.
+pub(super) struct BoardDevice {
+    reset: Box<dyn Fn(ResetKind) + Send + Sync>,
+    lines: Vec<String>,
+    buses: Vec<Arc<BusNode>>,
+}
+
+impl BoardDevice {
+    pub(super) fn new(reset: impl Fn(ResetKind) + Send + Sync + 'static) -> Self {
+        Self { reset: Box::new(reset), lines: vec![], buses: vec![] }
+    }
+
+    pub(super) fn with_line(mut self, line: impl Into<String>) -> Self {
+        self.lines.push(line.into());
+        self
+    }
+
+    pub(super) fn with_bus(mut self, bus: &Arc<BusNode>) -> Self {
+        self.buses.push(bus.clone());
+        self
+    }
+}
+
+impl Device for BoardDevice {
+    fn reset(&self, kind: ResetKind) {
+        (self.reset)(kind);
+    }
+
+    fn buses(&self) -> Vec<Arc<BusNode>> {
+        self.buses.clone()
+    }
+
+    fn qtree_lines(&self) -> Vec<String> {
+        self.lines.clone()
+    }
+}
+
+/// A device with buses of its own.
+pub(super) struct WithBuses(pub(super) Arc<dyn Device>, pub(super) Vec<Arc<BusNode>>);
+
+impl Device for WithBuses {
+    fn reset(&self, kind: ResetKind) {
+        self.0.reset(kind);
+    }
+
+    fn buses(&self) -> Vec<Arc<BusNode>> {
+        self.1.clone()
+    }
+
+    fn qtree_lines(&self) -> Vec<String> {
+        self.0.qtree_lines()
+    }
+}
+
+/// The properties of one of the board's devices: defaults, `-global`, then what the machine settles.
+///
+/// # Errors
+/// For a `-global` that does not fit.
+pub(super) fn properties(board: &Board, kind: &'static DeviceType, settled: &[(&str, String)]) -> Result<PropertySet> {
+    let globals = board.globals.of(kind.name, kind.parents);
+    let settled: Vec<_> =
+        settled.iter().map(|(name, value)| ((*name).to_owned(), PropertyInput::Text(value.clone()))).collect();
+    // What the machine settles comes first, so that a user's `-global` wins.
+    let mut set = PropertySet::resolve(kind.name, kind.properties(), &[], &settled)?;
+    let given = PropertySet::resolve(kind.name, kind.properties(), &globals, &[])?;
+    for property in kind.properties().filter(|p| given.is_given(p.name)) {
+        if let Some(value) = given.get(property.name) {
+            set.set(property.name, value.clone());
+        }
+    }
+    Ok(set)
+}
+
+/// Puts one of the board's devices into the tree and the reset.
+pub(super) fn plug(
+    board: &Board,
+    kind: &'static DeviceType,
+    bus: &Arc<BusNode>,
+    place: QomParent,
+    device: Arc<dyn Device>,
+    properties: PropertySet,
+) -> Arc<DeviceNode> {
+    let path = match place {
+        QomParent::At(path) => path,
+        QomParent::User | QomParent::Unattached => board.tree.next_unattached(),
+    };
+    plug_device(board, kind, None, path, bus, device, properties, false)
+}

@@ -1,0 +1,135 @@
+//! The machine as firmware finds it.
+
+use lockstep_event::{Clock, Clocks};
+use lockstep_util::size::{GIB, MIB};
+
+use super::*;
+use crate::{core::Board, rtc::RtcConfig};
+
+struct Bare;
+
+impl PcHooks for Bare {}
+
+fn config() -> PcConfig {
+    PcConfig {
+        ram_size: 512 * MIB,
+        max_ram_below_4g: None,
+        cpus: vec![CpuSlot { index: 0, apic_id: 0 }],
+        max_cpus: 1,
+        topology: (1, 1),
+        cpuid_1: (0x60fb1, 0x78b_fbfd),
+        amd: true,
+        uuid: None,
+        bios: "bios.test".into(),
+        boot: BootConfig::default(),
+        acpi: true,
+        hpet: true,
+        smm: true,
+        vmport: true,
+        i8042: true,
+        graphics: true,
+        rtc: RtcConfig { clock: Clock::Virtual, base: 0 },
+        kernel: None,
+        floppy_drive: true,
+        serial: [false; 2],
+        parallel: true,
+        machine_name: "pc-i440fx-10.0".into(),
+        files: vec![],
+    }
+}
+
+/// A BIOS of 256 KiB whose first and last bytes are known.
+fn board() -> (Board, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = vec![0xf4; 0x4_0000];
+    image[0] = 0xb1;
+    image[0x2_0000] = 0xb2;
+    std::fs::write(folder.path().join("bios.test"), image).unwrap();
+    let board = Board::new(Clocks::manual());
+    board.firmware.prepend(folder.path());
+    (board, folder)
+}
+
+fn machine() -> PcMachine {
+    let (board, _folder) = board();
+    let machine = PcMachine::build(config(), &board, &mut Bare).unwrap();
+    board.resets.reset(crate::core::ResetKind::Cold);
+    machine
+}
+
+fn cmos(m: &PcMachine, at: u8) -> u8 {
+    m.board.port_space.write_u8(0x70, at);
+    m.board.port_space.read_u8(0x71)
+}
+
+#[test]
+fn the_bios_is_at_both_ends_of_its_world() {
+    let m = machine();
+    let memory = &m.board.memory_space;
+    assert_eq!([0xfffc_0000, 0xfffe_0000, 0xffff_fff0].map(|a| memory.read_u8(a)), [0xb1, 0xb2, 0xf4]);
+    assert_eq!([0xe_0000, 0xf_fff0].map(|a| memory.read_u8(a)), [0xb2, 0xf4]);
+    memory.write_u8(0xf_fff0, 0);
+    assert_eq!(memory.read_u8(0xf_fff0), 0xf4);
+    memory.write_u32(0x1fff_fffc, 0x1234);
+    assert_eq!((memory.read_u32(0x1fff_fffc), memory.read_u32(0x2000_0000)), (0x1234, 0));
+}
+
+#[test]
+fn cmos_is_that_of_the_documented_machine() {
+    let m = machine();
+    m.set_disk(0, 0, DiskCmos { cylinders: 16383, heads: 16, sectors: 63, translation: 2 });
+    m.finish(&[]).unwrap();
+    let wanted = "50 00 f0 00 06 80 02 ff ff 2f 00 ff 3f 10 ff ff c8 ff 3f 3f 00 00";
+    let got: Vec<_> = (0x10..0x26).map(|at| format!("{:02x}", cmos(&m, at))).collect();
+    assert_eq!(got.join(" "), wanted);
+    let wanted = "ff ff 19 00 00 1f 00 19 30 01 00 00 00 12 00 00";
+    let got: Vec<_> = (0x30..0x40).map(|at| format!("{:02x}", cmos(&m, at))).collect();
+    assert_eq!(got.join(" "), wanted, "1970 is in century 19");
+    assert_eq!(cmos(&m, 0x5f), 0);
+}
+
+#[test]
+fn memory_beyond_the_hole_is_above_4_gib() {
+    let (board, _folder) = board();
+    let m = PcMachine::build(PcConfig { ram_size: 4 * GIB, ..config() }, &board, &mut Bare).unwrap();
+    board.memory_space.write_u32(0x1_3fff_fffc, 7);
+    assert_eq!(board.memory_space.read_u32(0x1_3fff_fffc), 7);
+    assert_eq!(board.memory_space.ram_at(0xc000_0000).map(|r| r.1), None);
+    assert_eq!((m.config.below_4g(), m.config.above_4g()), (3 * GIB, GIB));
+    assert_eq!([cmos(&m, 0x5b), cmos(&m, 0x5c), cmos(&m, 0x5d)], [0, 0x40, 0]);
+    assert_eq!(m.fw_cfg.file("etc/e820").unwrap().len(), 60);
+}
+
+#[test]
+fn sections_come_in_qemus_order() {
+    let m = machine();
+    let names: Vec<_> = m.board.states.entries().iter().map(|e| format!("{}/{}", e.name, e.instance)).collect();
+    let wanted = [
+        "kvm-tpr-opt/0",
+        "0000:00:00.0/I440FX/0",
+        "PCIHost/0",
+        "PCIBUS/0",
+        "fw_cfg/0",
+        "mc146818rtc/0",
+        "i2c_bus/0",
+        "0000:00:01.3/piix4_pm/0",
+        "0000:00:01.0/PIIX3/0",
+        "i8259/0",
+        "i8259/1",
+        "ioapic/0",
+        "i8254/0",
+        "pcspk/0",
+        "ps2kbd/0",
+        "ps2mouse/0",
+        "pckbd/0",
+        "port92/0",
+    ];
+    assert_eq!(names, wanted);
+}
+
+#[test]
+fn a_missing_bios_is_reported_in_the_known_words() {
+    let (board, _folder) = board();
+    let e = PcMachine::build(PcConfig { bios: "nope".into(), ..config() }, &board, &mut Bare).err().unwrap();
+    assert_eq!(e.message(), "could not load PC BIOS 'nope'");
+}
