@@ -15,3 +15,6 @@ pub mod pc;
 pub mod pci;
 pub mod rtc;
 pub mod timer;
+
+#[cfg(test)]
+mod testing;
