@@ -16,6 +16,7 @@ use crate::{
     },
     core::{Board, BusNode, IrqLine, IrqSink, QomParent},
     fw_cfg::FwCfg,
+    ide::{PIIX3_IDE, Piix3Ide},
     input::{
         i8042::{I8042, Pins},
         port92::Port92,
@@ -71,15 +72,6 @@ pub trait PcHooks {
         IrqLine::unconnected()
     }
 
-    /// The IDE controller's function, at `devfn`, with the interrupts of its two channels.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    fn make_ide(&mut self, board: &Board, bus: &Arc<PciBus>, devfn: u8, lines: [IrqLine; 2]) -> Result<()> {
-        let _ = (board, bus, devfn, lines);
-        Ok(())
-    }
-
     /// Makes the devices of a stage.
     ///
     /// # Errors
@@ -116,6 +108,8 @@ pub struct PcMachine {
     pub fw_cfg: Arc<FwCfg>,
     /// The clock.
     pub rtc: Arc<Rtc>,
+    /// The IDE controller.
+    pub ide: Arc<Piix3Ide>,
     /// Power management; none with `acpi=off`.
     pub pm: Option<Arc<Piix4Pm>>,
     controllers: Controllers,
@@ -214,7 +208,10 @@ impl PcMachine {
         let place = QomParent::At(format!("{piix_path}/rtc"));
         parts::plug(board, &types::RTC, &isa_node, place, Arc::new(device), properties);
         board.states.register("mc146818rtc", rtc.clone());
-        hooks.make_ide(board, &pci, IDE_DEVFN, IDE_IRQS.map(|n| isa_irqs[n].clone()))?;
+        let ide = Piix3Ide::new(board, &pci, IDE_DEVFN, IDE_IRQS.map(|n| isa_irqs[n].clone()))?;
+        pci.plug(ide.clone(), None);
+        let properties = parts::properties(board, &PIIX3_IDE, &[("addr", "01.1".into())])?;
+        parts::plug(board, &PIIX3_IDE, &pci_node, QomParent::At(format!("{piix_path}/ide")), ide.clone(), properties);
         let i2c = BusNode::new("i2c", "i2c-bus", Arc::new(()));
         let pm = match config.acpi {
             false => None,
@@ -232,6 +229,7 @@ impl PcMachine {
             host_bridge,
             fw_cfg,
             rtc,
+            ide,
             pm,
             controllers,
             boot_first: vec![],

@@ -111,6 +111,7 @@ fn sections_come_in_qemus_order() {
         "PCIBUS/0",
         "fw_cfg/0",
         "mc146818rtc/0",
+        "0000:00:01.1/ide/0",
         "i2c_bus/0",
         "0000:00:01.3/piix4_pm/0",
         "0000:00:01.0/PIIX3/0",
