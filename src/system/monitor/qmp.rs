@@ -5,12 +5,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
 };
 
 use lockstep_event::ContextHandle;
 use lockstep_qapi::{Catalogue, EventMessage, Session, SessionConfig};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 /// Where replies and events go. Must not block.
 pub type Output = Box<dyn Fn(Vec<u8>) + Send + Sync>;
@@ -18,8 +18,8 @@ pub type Output = Box<dyn Fn(Vec<u8>) + Send + Sync>;
 /// A monitor's two halves; the reading half may be used on any thread.
 pub struct QmpMonitor {
     state: Mutex<State>,
-    /// Signalled when the session takes input again.
-    wants_input: Condvar,
+    /// Called when the session takes input again.
+    input_wanted: OnceLock<Box<dyn Fn() + Send + Sync>>,
     output: Output,
     catalogue: Arc<Catalogue>,
     main: ContextHandle,
@@ -49,7 +49,7 @@ impl QmpMonitor {
         let session = Session::new(config, catalogue.clone());
         let state = State { session, backlog: VecDeque::new(), pumping: false, closed: false };
         let pump = Box::new(pump);
-        Arc::new(Self { state: Mutex::new(state), wants_input: Condvar::new(), output, catalogue, main, pump })
+        Arc::new(Self { state: Mutex::new(state), input_wanted: OnceLock::new(), output, catalogue, main, pump })
     }
 
     /// A client is there: it is greeted.
@@ -66,8 +66,6 @@ impl QmpMonitor {
         state.session.close();
         state.backlog.clear();
         state.closed = true;
-        drop(state);
-        self.wants_input.notify_all();
     }
 
     /// Whether more input is wanted now.
@@ -76,13 +74,15 @@ impl QmpMonitor {
         state.backlog.is_empty() && state.session.wants_input()
     }
 
-    /// Waits until input is wanted; false when the client is gone.
-    pub fn wait_for_input(&self) -> bool {
-        let mut state = self.state.lock();
-        while !state.closed && !(state.backlog.is_empty() && state.session.wants_input()) {
-            self.wants_input.wait(&mut state);
+    /// Has `f` called (on the main context) whenever input is wanted again after it was not.
+    pub fn on_input_wanted(&self, f: impl Fn() + Send + Sync + 'static) {
+        let _ = self.input_wanted.set(Box::new(f));
+    }
+
+    fn want_input(&self) {
+        if let Some(f) = self.input_wanted.get() {
+            f();
         }
-        !state.closed
     }
 
     /// Takes input from the client. Commands out of band are run before this returns.
@@ -116,20 +116,22 @@ impl QmpMonitor {
     /// The next command to run on the main context. After `None` the pump ends; it is called again when there is more.
     pub fn next_call(self: &Arc<Self>) -> Option<lockstep_qapi::Call> {
         let mut state = self.state.lock();
-        let call = state.session.next_call();
-        self.flush(&mut state);
-        if call.is_none() {
-            if !state.backlog.is_empty() && state.session.wants_input() {
-                self.take_backlog(&mut state);
-                if let Some(call) = state.session.next_call() {
-                    return Some(call);
-                }
+        loop {
+            let call = state.session.next_call();
+            self.flush(&mut state);
+            if call.is_some() {
+                return call;
             }
-            state.pumping = false;
-            drop(state);
-            self.wants_input.notify_all();
+            // Requests that failed before a command ran may have made room for more.
+            if state.backlog.is_empty() || !state.session.wants_input() {
+                break;
+            }
+            self.take_backlog(&mut state);
         }
-        call
+        state.pumping = false;
+        drop(state);
+        self.want_input();
+        None
     }
 
     /// Sends a command's result.
