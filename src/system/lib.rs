@@ -3,6 +3,7 @@
 pub mod cmdline;
 pub mod drive;
 pub mod machine_options;
+pub mod migration;
 pub mod monitor;
 pub mod objects;
 pub mod qmp;

@@ -1,4 +1,6 @@
 //! The monitors.
 
+pub mod attach;
 pub mod hmp;
 pub mod qmp;
+pub mod readline;

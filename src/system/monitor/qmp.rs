@@ -87,25 +87,9 @@ impl QmpMonitor {
 
     /// Takes input from the client. Commands out of band are run before this returns.
     pub fn feed(self: &Arc<Self>, bytes: &[u8]) {
+        self.state.lock().backlog.extend(bytes);
+        self.take_backlog();
         let mut state = self.state.lock();
-        state.backlog.extend(bytes);
-        self.take_backlog(&mut state);
-    }
-
-    fn take_backlog(self: &Arc<Self>, state: &mut State) {
-        loop {
-            let bytes = state.backlog.make_contiguous();
-            let taken = state.session.feed(bytes);
-            state.backlog.drain(..taken);
-            while let Some(call) = state.session.next_oob() {
-                let result = self.catalogue.call_oob(&call);
-                state.session.finish(call, result);
-            }
-            if taken == 0 || state.backlog.is_empty() {
-                break;
-            }
-        }
-        self.flush(state);
         if !state.pumping {
             state.pumping = true;
             let this = self.clone();
@@ -113,35 +97,60 @@ impl QmpMonitor {
         }
     }
 
-    /// The next command to run on the main context. After `None` the pump ends; it is called again when there is more.
-    pub fn next_call(self: &Arc<Self>) -> Option<lockstep_qapi::Call> {
-        let mut state = self.state.lock();
+    /// Gives the session what it takes. Commands out of band run without the lock held: they may send events.
+    fn take_backlog(&self) {
         loop {
-            let call = state.session.next_call();
-            self.flush(&mut state);
-            if call.is_some() {
-                return call;
+            let (taken, calls) = {
+                let mut state = self.state.lock();
+                let state = &mut *state;
+                let taken = state.session.feed(state.backlog.make_contiguous());
+                state.backlog.drain(..taken);
+                let calls: Vec<_> = std::iter::from_fn(|| state.session.next_oob()).collect();
+                self.flush(state);
+                (taken, calls)
+            };
+            for call in calls {
+                let result = self.catalogue.call_oob(&call);
+                let mut state = self.state.lock();
+                state.session.finish(call, result);
+                self.flush(&mut state);
             }
-            // Requests that failed before a command ran may have made room for more.
-            if state.backlog.is_empty() || !state.session.wants_input() {
-                break;
+            if taken == 0 {
+                return;
             }
-            self.take_backlog(&mut state);
         }
-        state.pumping = false;
-        drop(state);
+    }
+
+    /// The next command to run on the main context. After `None` the pump ends; it is called again when there is more.
+    pub fn next_call(&self) -> Option<lockstep_qapi::Call> {
+        loop {
+            {
+                let mut state = self.state.lock();
+                let call = state.session.next_call();
+                self.flush(&mut state);
+                if call.is_some() {
+                    return call;
+                }
+                // Requests that failed before a command ran may have made room for more.
+                if state.backlog.is_empty() || !state.session.wants_input() {
+                    state.pumping = false;
+                    break;
+                }
+            }
+            self.take_backlog();
+        }
         self.want_input();
         None
     }
 
     /// Sends a command's result.
-    pub fn finish(self: &Arc<Self>, call: lockstep_qapi::Call, result: lockstep_util::Result<serde_json::Value>) {
-        let mut state = self.state.lock();
-        state.session.finish(call, result);
-        self.flush(&mut state);
-        if !state.backlog.is_empty() {
-            self.take_backlog(&mut state);
+    pub fn finish(&self, call: lockstep_qapi::Call, result: lockstep_util::Result<serde_json::Value>) {
+        {
+            let mut state = self.state.lock();
+            state.session.finish(call, result);
+            self.flush(&mut state);
         }
+        self.take_backlog();
     }
 
     /// Sends an event, if the client has negotiated.

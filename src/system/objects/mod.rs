@@ -4,11 +4,7 @@ mod iothread;
 
 use std::{cell::RefCell, future::Future, pin::Pin, rc::Rc};
 
-use lockstep_qapi::{
-    keyval,
-    schema::{ObjectOptions, ObjectOptionsBranch},
-    visit,
-};
+use lockstep_qapi::schema::{ObjectOptions, ObjectOptionsBranch};
 use lockstep_util::{Result, bail, err};
 use serde_json::Value;
 
@@ -103,18 +99,6 @@ async fn create(_vm: &Rc<Vm>, id: &str, options: ObjectOptionsBranch) -> Result<
     match options {
         ObjectOptionsBranch::Iothread(_) => Ok(Rc::new(IoThreadObject::new(id)?)),
         other => Err(err!("Parameter 'qom-type' does not accept value '{}'", other.tag().as_str())),
-    }
-}
-
-/// The options of an `-object` argument.
-///
-/// # Errors
-/// QEMU's, of the grammar and of each type's properties.
-pub fn parse(text: &str) -> Result<ObjectOptions> {
-    let (value, source) = keyval::parse_or_json(text, Some("qom-type"))?;
-    match source {
-        visit::Source::Json => visit::from_json(value),
-        visit::Source::Keyval => visit::from_keyval(value),
     }
 }
 

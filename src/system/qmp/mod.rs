@@ -1,6 +1,7 @@
 //! The commands of the machine protocol, one file a topic, as in the schema.
 
 mod block;
+mod migration;
 mod qom;
 mod run_state;
 
@@ -11,6 +12,8 @@ use lockstep_qapi::{
     Dispatcher, Registry, SessionConfig,
     schema::{VersionInfo, VersionTriple},
 };
+
+use lockstep_util::Result;
 
 use crate::{
     QEMU_VERSION,
@@ -31,12 +34,17 @@ pub fn version_info() -> VersionInfo {
 }
 
 /// All commands.
-pub fn dispatcher() -> Rc<Dispatcher<Ctx>> {
+///
+/// # Errors
+/// When the machine has no migration yet.
+pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     let mut registry = Registry::new(version_info());
     block::register(&mut registry);
     run_state::register(&mut registry);
     qom::register(&mut registry);
-    Rc::new(registry.build())
+    migration::register(&mut registry);
+    migration::register_yank(&mut registry, vm)?;
+    Ok(Rc::new(registry.build()))
 }
 
 /// Makes a QMP monitor for a machine.
@@ -54,6 +62,8 @@ pub fn monitor(
         let (vm, dispatcher) = parts.get().clone();
         tokio::task::spawn_local(async move {
             while let Some(call) = monitor.next_call() {
+                // Commands of all monitors run one after the other.
+                let _turn = vm.command_turn.lock().await;
                 let result = dispatcher.call(vm.clone(), &call.name, call.arguments.clone()).await;
                 monitor.finish(call, result);
             }

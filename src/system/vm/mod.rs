@@ -10,12 +10,15 @@ use std::{
 
 use lockstep_accel::{VcpuSet, kvm::KvmMachine};
 use lockstep_block::Graph;
-use lockstep_event::{Clocks, ContextHandle};
+use lockstep_chardev::{ChardevRegistry, options::Described};
+use lockstep_event::{Clocks, ContextHandle, IoThread};
 use lockstep_hw::core::Board;
+use lockstep_migration::{Migration, hooks::AnnounceSchedule};
 use lockstep_qapi::{
     EventMessage, EventType,
-    schema::{RebootAction, RunState, ShutdownAction, ShutdownCause},
+    schema::{ChardevBackend, ChardevMux, ChardevMuxWrapper, RebootAction, RunState, ShutdownAction, ShutdownCause},
 };
+use lockstep_util::{Result, YankRegistry, err};
 use tokio::sync::{Mutex, watch};
 
 use crate::{drive::Drives, machine_options::MachineOptions, monitor::qmp::Monitors, objects::Objects};
@@ -46,6 +49,10 @@ pub struct Vm {
     pub graph: Graph,
     /// QMP monitors, for events.
     pub monitors: Monitors,
+    /// Character devices.
+    pub chardevs: ChardevRegistry,
+    /// Connections that can be cut.
+    pub yank: YankRegistry,
     /// Objects that a user made.
     pub objects: Objects,
     /// Drives.
@@ -54,8 +61,15 @@ pub struct Vm {
     pub options: MachineOptions,
     /// What runs the guest.
     pub accelerator: Accelerator,
+    migration: OnceCell<Migration>,
+    /// Reads the monitors' input.
+    monitor_thread: OnceCell<IoThread>,
+    /// What lives as long as the machine and nobody asks for.
+    kept: RefCell<Vec<Rc<dyn std::any::Any>>>,
     vcpus: OnceCell<VcpuSet>,
     state: Cell<RunState>,
+    /// Held while a monitor's command runs.
+    pub command_turn: Mutex<()>,
     /// Held while the machine is being stopped or started, so that such changes come one at a time.
     transition: Mutex<()>,
     listeners: RefCell<Vec<StateListener>>,
@@ -80,18 +94,25 @@ pub struct Exit {
 impl Vm {
     /// A machine without devices, before it was started.
     pub fn new(main: ContextHandle, board: Board, accelerator: Accelerator, options: MachineOptions) -> Rc<Self> {
+        let yank = YankRegistry::new();
         Rc::new(Self {
             main,
             clocks: board.clocks.clone(),
             board,
             graph: Graph::new(),
             monitors: Monitors::default(),
+            chardevs: ChardevRegistry::new(yank.clone()),
+            yank,
             objects: Objects::default(),
+            migration: OnceCell::new(),
+            monitor_thread: OnceCell::new(),
+            kept: RefCell::default(),
             drives: Drives::default(),
             options,
             accelerator,
             vcpus: OnceCell::new(),
             state: Cell::new(RunState::Prelaunch),
+            command_turn: Mutex::new(()),
             transition: Mutex::new(()),
             listeners: RefCell::default(),
             on_reboot: Cell::new(RebootAction::Reset),
@@ -111,6 +132,57 @@ impl Vm {
         let uuid = self.options.uuid.unwrap_or_default();
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
+    }
+
+    /// The machine's migration.
+    ///
+    /// # Errors
+    /// Before it was made, at start-up.
+    pub fn migration(&self) -> Result<&Migration> {
+        self.migration.get().ok_or_else(|| err!("the machine is not set up yet"))
+    }
+
+    /// Gives the machine its migration, once.
+    pub fn set_migration(&self, migration: Migration) {
+        let already = self.migration.set(migration).is_err();
+        debug_assert!(!already, "the migration is made once");
+    }
+
+    /// Tells the network where the guest is now.
+    pub fn announce(&self, schedule: AnnounceSchedule) {
+        let _ = schedule;
+    }
+
+    /// The context that reads the monitors' input.
+    pub fn monitor_context(&self) -> ContextHandle {
+        match self.monitor_thread.get() {
+            Some(thread) => thread.handle(),
+            // Without another thread there are no out-of-band commands, but all else works.
+            None => IoThread::spawn("mon_iothread")
+                .map_or_else(|_| self.main.clone(), |thread| self.monitor_thread.get_or_init(|| thread).handle()),
+        }
+    }
+
+    /// Keeps a value for as long as the machine.
+    pub fn keep(&self, value: Rc<dyn std::any::Any>) {
+        self.kept.borrow_mut().push(value);
+    }
+
+    /// Makes a character device as the command line describes it; with `mux=on` its users share a multiplexer on it.
+    ///
+    /// # Errors
+    /// Those of the backend.
+    pub async fn add_chardev(&self, described: Described) -> Result<()> {
+        let Described { id, backend, mux } = described;
+        if !mux {
+            self.chardevs.create(&id, backend).await?;
+            return Ok(());
+        }
+        let base = format!("{id}-base");
+        self.chardevs.create(&base, backend).await?;
+        let data = ChardevMux { logfile: None, logappend: None, chardev: base };
+        self.chardevs.create(&id, ChardevBackend::Mux(ChardevMuxWrapper { data })).await?;
+        Ok(())
     }
 
     /// Gives the machine its vCPUs, once.

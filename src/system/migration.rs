@@ -1,0 +1,204 @@
+//! What a migration asks of this machine.
+
+use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, sync::Arc};
+
+use lockstep_block::{
+    replication::{ReplicationMode, all},
+    yank::YankRegistry as BlockYank,
+};
+use lockstep_migration::{
+    ClockState, Environment, GlobalState, Migration,
+    channel::FdSource,
+    colo::Steps,
+    hooks::{
+        AnnounceSchedule, ColoMode, DiskReplication, Event, LocalFuture, NetCheckpoint, NoNet, StopReason, VmControl,
+    },
+    stream::Frames,
+};
+use lockstep_qapi::{
+    EventMessage,
+    schema::{RunState, ShutdownCause},
+};
+use lockstep_util::{Error, Result, err, report};
+
+use crate::vm::Vm;
+
+/// Registers the sections that come before all devices. To be called before any device is made.
+pub fn register_first_sections(vm: &Vm) {
+    vm.board.states.register("timer", Arc::new(ClockState::new(vm.clocks.clone())));
+    vm.board.states.reserve("ram");
+}
+
+/// Makes the machine's migration. To be called when all devices of the command line exist: its section is the last.
+pub fn create(vm: &Rc<Vm>) -> Migration {
+    let global_state = Arc::new(GlobalState::default());
+    vm.board.states.register("globalstate", global_state.clone());
+    let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: Rc::default() });
+    Migration::new(Environment {
+        machine: vm.options.machine.name.to_owned(),
+        frames: Frames::default(),
+        ram: vm.board.ram.clone(),
+        states: vm.board.states.clone(),
+        global_state,
+        vm: hooks.clone(),
+        disks: hooks.clone(),
+        net: Rc::new(NoNet) as Rc<dyn NetCheckpoint>,
+        fds: hooks,
+        steps: Steps::default(),
+    })
+}
+
+struct Hooks {
+    /// The machine owns its migration.
+    vm: std::rc::Weak<Vm>,
+    gate: Rc<RefCell<Gate>>,
+}
+
+/// Whether the primary's disk writes are held, and what holds them.
+#[derive(Default)]
+struct Gate {
+    wanted: bool,
+    held: Option<all::NbdWriteGate>,
+}
+
+impl Hooks {
+    fn vm(&self) -> Result<Rc<Vm>> {
+        self.vm.upgrade().ok_or_else(|| err!("the machine is gone"))
+    }
+}
+
+impl VmControl for Hooks {
+    fn is_running(&self) -> bool {
+        self.vm().is_ok_and(|vm| vm.is_running())
+    }
+
+    fn autostart(&self) -> bool {
+        self.vm().is_ok_and(|vm| vm.autostart.get())
+    }
+
+    fn run_state(&self) -> String {
+        self.vm().map_or_else(|_| String::new(), |vm| vm.state().as_str().to_owned())
+    }
+
+    fn stop(&self, reason: StopReason) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let vm = self.vm()?;
+            let state = match reason {
+                StopReason::Migration => RunState::FinishMigrate,
+                StopReason::Colo => RunState::Colo,
+            };
+            // At a checkpoint nothing is flushed: what the guest asked for is on disk already.
+            match reason {
+                StopReason::Migration => vm.stop_and_flush(state).await.map_err(Error::from)?,
+                StopReason::Colo => vm.stop(state).await,
+            }
+            vm.set_state(state);
+            Ok(())
+        })
+    }
+
+    fn start(&self) -> LocalFuture<'_, ()> {
+        Box::pin(async move {
+            if let Ok(vm) = self.vm() {
+                vm.start().await;
+            }
+        })
+    }
+
+    fn set_run_state(&self, name: &str) {
+        if let (Ok(vm), Some(state)) = (self.vm(), RunState::from_name(name)) {
+            vm.set_state(state);
+        }
+    }
+
+    fn activate_disks(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move { self.vm()?.graph.activate_all().await })
+    }
+
+    fn inactivate_disks(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move { self.vm()?.graph.inactivate_all().await })
+    }
+
+    fn emit(&self, event: Event) {
+        let (name, data) = event.to_qmp();
+        let data = data.as_object().cloned().unwrap_or_default();
+        if let (Ok(vm), Some(message)) = (self.vm(), EventMessage::named(name, data)) {
+            vm.monitors.broadcast(&message);
+        }
+    }
+
+    fn announce(&self, schedule: AnnounceSchedule) {
+        if let Ok(vm) = self.vm() {
+            vm.announce(schedule);
+        }
+    }
+
+    fn incoming_failed(&self, error: &Error) {
+        report::error(error.message());
+        if let Ok(vm) = self.vm() {
+            vm.request_exit(ShutdownCause::HostError, 1);
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        report::error(message);
+    }
+}
+
+fn replication_mode(mode: ColoMode) -> ReplicationMode {
+    match mode {
+        ColoMode::Primary => ReplicationMode::Primary,
+        ColoMode::Secondary => ReplicationMode::Secondary,
+    }
+}
+
+impl DiskReplication for Hooks {
+    fn start_all(&self, mode: ColoMode) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move { all::replication_start_all(&self.vm()?.graph, replication_mode(mode)).await })
+    }
+
+    fn checkpoint_all(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move { all::replication_do_checkpoint_all(&self.vm()?.graph).await })
+    }
+
+    fn error(&self) -> Result<()> {
+        all::replication_get_error_all(&self.vm()?.graph)
+    }
+
+    fn peer_lost(&self) {
+        // Requests that wait for the peer's disk fail now; nothing that drains the graph can wait for them.
+        if let Ok(vm) = self.vm() {
+            let yank = vm.graph.extension::<BlockYank>();
+            for node in yank.instances() {
+                yank.yank(&node);
+            }
+        }
+    }
+
+    fn stop_all(&self, failover: bool) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move { all::replication_stop_all(&self.vm()?.graph, failover).await })
+    }
+
+    fn gate_peer_writes(&self, held: bool) {
+        self.gate.borrow_mut().wanted = held;
+        if !held {
+            self.gate.borrow_mut().held = None;
+            return;
+        }
+        let (gate, vm) = (self.gate.clone(), self.vm.clone());
+        tokio::task::spawn_local(async move {
+            let Some(vm) = vm.upgrade() else { return };
+            let guard = all::nbd_write_gate(&vm.graph).await;
+            let mut gate = gate.borrow_mut();
+            if gate.wanted {
+                gate.held = Some(guard);
+            }
+        });
+    }
+}
+
+impl FdSource for Hooks {
+    fn take_fd(&self, name: &str) -> Result<OwnedFd> {
+        Err(err!("File descriptor named '{name}' has not been found"))
+    }
+}

@@ -1,0 +1,107 @@
+//! Migration and COLO.
+
+use lockstep_migration::MigrateArguments;
+use lockstep_qapi::{Registry, Wire, cmd, event, schema::*, visit};
+use lockstep_util::{Result, bail, err};
+use serde_json::Value;
+
+use super::Ctx;
+
+pub fn register(registry: &mut Registry<Ctx>) {
+    settings(registry);
+    registry.register::<cmd::Migrate>(async |vm: Ctx, a: cmd::Migrate| {
+        let channels = a.channels.map(|list| list.iter().map(Wire::to_wire).collect());
+        let arguments = MigrateArguments { uri: a.uri, channels, resume: a.resume.unwrap_or(false) };
+        vm.migration()?.migrate(&arguments)
+    });
+    registry.register::<cmd::MigrateIncoming>(async |vm: Ctx, a: cmd::MigrateIncoming| {
+        let channels: Option<Vec<Value>> = a.channels.map(|list| list.iter().map(Wire::to_wire).collect());
+        vm.migration()?.migrate_incoming(a.uri.as_deref(), channels.as_deref(), a.exit_on_error)
+    });
+    registry.register::<cmd::MigrateCancel>(async |vm: Ctx, _| {
+        vm.migration()?.cancel();
+        Ok(())
+    });
+    registry.register::<cmd::MigrateContinue>(async |vm: Ctx, a: cmd::MigrateContinue| {
+        vm.migration()?.go_on(a.state.as_str())
+    });
+    registry.register::<cmd::QueryMigrate>(async |vm: Ctx, _| {
+        visit::from_json::<MigrationInfo>(vm.migration()?.info().to_json())
+    });
+    registry.register::<cmd::XColoLostHeartbeat>(async |vm: Ctx, _| vm.migration()?.colo_lost_heartbeat());
+    registry.register::<cmd::QueryColoStatus>(async |vm: Ctx, _| {
+        visit::from_json::<COLOStatus>(vm.migration()?.colo_status())
+    });
+    registry.announce::<event::Migration>();
+    registry.announce::<event::MigrationPass>();
+    registry.announce::<event::ColoExit>();
+}
+
+fn settings(registry: &mut Registry<Ctx>) {
+    registry.register::<cmd::MigrateSetCapabilities>(async |vm: Ctx, a: cmd::MigrateSetCapabilities| {
+        let changes = a.capabilities.iter().map(|c| (c.capability.as_str(), c.state));
+        vm.migration()?.set_capabilities(changes)
+    });
+    registry.register::<cmd::QueryMigrateCapabilities>(async |vm: Ctx, _| {
+        visit::from_json::<Vec<MigrationCapabilityStatus>>(vm.migration()?.capabilities().to_json())
+    });
+    registry.register::<cmd::MigrateSetParameters>(async |vm: Ctx, a: MigrateSetParameters| {
+        let Value::Object(members) = a.to_wire() else { bail!("Parameter 'arguments' must be an object") };
+        vm.migration()?.set_parameters(members.iter().map(|(k, v)| (k.as_str(), v.clone())))
+    });
+    registry.register::<cmd::QueryMigrateParameters>(async |vm: Ctx, _| {
+        visit::from_json::<MigrationParameters>(vm.migration()?.parameters().to_json())
+    });
+}
+
+/// `yank` and `query-yank`: they work on the thread that reads the monitor, while the main context may be held up.
+pub fn register_yank(registry: &mut Registry<Ctx>, vm: &Ctx) -> Result<()> {
+    let chardevs = vm.yank.clone();
+    let nodes = (*vm.graph.extension::<lockstep_block::yank::YankRegistry>()).clone();
+    let migration = vm.migration()?.yank();
+    let (c, n, m) = (chardevs.clone(), nodes.clone(), migration.clone());
+    registry.register_oob::<cmd::QueryYank>(move |_| {
+        let mut all: Vec<YankInstance> = c.instances().iter().filter_map(to_schema).collect();
+        all.extend(
+            n.instances().into_iter().map(|node_name| YankInstance::BlockNode(YankInstanceBlockNode { node_name })),
+        );
+        if m.is_registered() {
+            all.push(YankInstance::Migration);
+        }
+        Ok(all)
+    });
+    registry.register_oob::<cmd::Yank>(move |args: cmd::Yank| {
+        let not_found =
+            || lockstep_util::Error::with_class(lockstep_util::ErrorClass::DeviceNotFound, "Instance not found");
+        let known = |instance: &YankInstance| match instance {
+            YankInstance::Migration => migration.is_registered(),
+            YankInstance::BlockNode(node) => nodes.instances().contains(&node.node_name),
+            YankInstance::Chardev(_) => chardevs.instances().iter().filter_map(to_schema).any(|i| i == *instance),
+        };
+        // All are looked for before any is cut.
+        if !args.instances.iter().all(known) {
+            return Err(not_found());
+        }
+        for instance in args.instances {
+            match instance {
+                YankInstance::Migration => migration.pull(),
+                YankInstance::BlockNode(node) => drop(nodes.yank(&node.node_name)),
+                YankInstance::Chardev(chardev) => chardevs
+                    .yank(&[lockstep_util::YankInstance::Chardev(chardev.id)])
+                    .map_err(|_| err!("Instance not found"))?,
+            }
+        }
+        Ok(())
+    });
+    Ok(())
+}
+
+fn to_schema(instance: &lockstep_util::YankInstance) -> Option<YankInstance> {
+    Some(match instance {
+        lockstep_util::YankInstance::Chardev(id) => YankInstance::Chardev(YankInstanceChardev { id: id.clone() }),
+        lockstep_util::YankInstance::BlockNode(name) => {
+            YankInstance::BlockNode(YankInstanceBlockNode { node_name: name.clone() })
+        }
+        lockstep_util::YankInstance::Migration => YankInstance::Migration,
+    })
+}

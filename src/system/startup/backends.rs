@@ -1,0 +1,122 @@
+//! What devices are connected to: objects, character devices, disks.
+
+use std::rc::Rc;
+
+use lockstep_block::{Options, commands};
+use lockstep_chardev::options::describe;
+use lockstep_qapi::{
+    Wire,
+    cli::{self, Parsed},
+    opts,
+    schema::{RebootAction, ShutdownAction},
+};
+use lockstep_util::{Result, bail, err, report};
+
+use crate::{
+    cmdline::{CommandLine, Occurrence},
+    drive::Media,
+    objects,
+    vm::Vm,
+};
+
+/// `-no-reboot`, `-no-shutdown`, `-action`.
+pub(super) fn set_actions(vm: &Vm, line: &CommandLine) -> Result<()> {
+    if line.has("no-reboot") {
+        vm.on_reboot.set(RebootAction::Shutdown);
+    }
+    if line.has("no-shutdown") {
+        vm.on_shutdown.set(ShutdownAction::Pause);
+    }
+    for o in line.all("action") {
+        let options = opts::parse(&o.value, None).map_err(|e| o.locate(e))?;
+        for (key, value) in &options.items {
+            let wrong = || o.locate(err!("Parameter '{key}' does not accept value '{value}'"));
+            match (key.as_str(), value.as_str()) {
+                ("reboot", "reset") => vm.on_reboot.set(RebootAction::Reset),
+                ("reboot", "shutdown") => vm.on_reboot.set(RebootAction::Shutdown),
+                ("shutdown", "poweroff") => vm.on_shutdown.set(ShutdownAction::Poweroff),
+                ("shutdown", "pause") => vm.on_shutdown.set(ShutdownAction::Pause),
+                ("reboot" | "shutdown", _) => return Err(wrong()),
+                _ => return Err(o.locate(err!("Invalid parameter '{key}'"))),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn object_options(o: &Occurrence) -> Result<lockstep_qapi::schema::ObjectOptions> {
+    match cli::object(&o.value).map_err(|e| o.locate(e))? {
+        Parsed::Value(options, warnings) => {
+            warn(o, &warnings);
+            Ok(options)
+        }
+        Parsed::Help(_) => bail!("{}: help is shown by '-object help' alone", o.location),
+    }
+}
+
+/// Prints warnings of an option.
+pub(super) fn warn(o: &Occurrence, warnings: &[(String, String)]) {
+    let _place = report::Location::new(o.location.clone());
+    for (text, hint) in warnings {
+        report::warn(text);
+        eprintln!("{hint}");
+    }
+}
+
+/// Objects that need nothing else.
+pub(super) async fn early_objects(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.all("object") {
+        let options = object_options(o)?;
+        if !objects::is_late(&options) {
+            vm.objects.add(vm, options).await.map_err(|e| o.locate(e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Objects that need network backends or character devices. QEMU does not say where their errors come from.
+pub(super) async fn late_objects(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.all("object") {
+        let options = object_options(o)?;
+        if objects::is_late(&options) {
+            vm.objects.add(vm, options).await?;
+        }
+    }
+    Ok(())
+}
+
+/// `-chardev`.
+pub(super) async fn chardevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.all("chardev") {
+        let parsed = opts::parse(&o.value, Some("backend")).map_err(|e| o.locate(e))?;
+        let warnings: Vec<_> = parsed.warnings().collect();
+        warn(o, &warnings);
+        let _place = report::Location::new(o.location.clone());
+        let described = describe(&parsed).map_err(|e| o.locate(e))?;
+        vm.add_chardev(described).await.map_err(|e| o.locate(e))?;
+    }
+    Ok(())
+}
+
+/// `-blockdev`, `-drive`, `-hda` and their like.
+pub(super) async fn disks(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.all("blockdev") {
+        let options = cli::blockdev(&o.value).map_err(|e| o.locate(e))?;
+        let options = Options::from_json(&options.to_wire()).map_err(|e| o.locate(e))?;
+        commands::blockdev_add(&vm.graph, options).await.map_err(|e| o.locate(e))?;
+    }
+    for o in line.iter() {
+        let _place = report::Location::new(o.location.clone());
+        let made = match o.name {
+            "drive" => vm.drives.add(&vm.graph, &o.value).await,
+            "hda" => vm.drives.add_file(&vm.graph, &o.value, 0, Media::Disk).await,
+            "hdb" => vm.drives.add_file(&vm.graph, &o.value, 1, Media::Disk).await,
+            "hdc" => vm.drives.add_file(&vm.graph, &o.value, 2, Media::Disk).await,
+            "hdd" => vm.drives.add_file(&vm.graph, &o.value, 3, Media::Disk).await,
+            "cdrom" => vm.drives.add_file(&vm.graph, &o.value, 2, Media::Cdrom).await,
+            _ => continue,
+        };
+        made.map_err(|e| o.locate(e))?;
+    }
+    Ok(())
+}

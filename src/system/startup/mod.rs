@@ -1,0 +1,163 @@
+//! From the command line to a machine: the order in which things are made is QEMU's, because users see it.
+
+mod backends;
+mod monitors;
+mod signals;
+
+use std::{process::ExitCode, rc::Rc};
+
+use lockstep_accel::kvm::KvmMachine;
+use lockstep_event::{Clocks, Context, ContextHandle};
+use lockstep_hw::core::Board;
+use lockstep_qapi::schema::RunState;
+use lockstep_util::{Error, Result, bail, err, report};
+
+use crate::{
+    cmdline::{self, CommandLine},
+    machine_options::{AccelKind, MachineKind, MachineOptions, accel_help, machine_help},
+    migration, qmp, version_text,
+    vm::{Accelerator, Vm},
+};
+
+/// Runs the program with the words after its name.
+pub fn run(words: &[String]) -> ExitCode {
+    let outcome = CommandLine::parse(words).and_then(|line| match help(&line) {
+        Some(text) => {
+            print!("{text}");
+            Ok(ExitCode::SUCCESS)
+        }
+        None => {
+            signals::block_signals();
+            let context = Context::new("main").map_err(|e| err!("cannot make the main loop: {e}"))?;
+            let main = context.handle();
+            context.run(run_machine(line, main))
+        }
+    });
+    lockstep_chardev::restore_terminal();
+    outcome.unwrap_or_else(|e| {
+        report_error(&e);
+        ExitCode::FAILURE
+    })
+}
+
+/// Options that only print something.
+fn help(line: &CommandLine) -> Option<String> {
+    let asks = |name| line.all(name).any(|o| matches!(o.value.as_str(), "help" | "?"));
+    if line.has("help") {
+        Some(cmdline::help_text())
+    } else if line.has("version") {
+        Some(format!("{}\n", version_text()))
+    } else if asks("machine") {
+        Some(machine_help())
+    } else if asks("accel") {
+        Some(accel_help())
+    } else if asks("cpu") {
+        let list = lockstep_accel::cpu_model::CpuModel::list();
+        let lines: String = list.iter().map(|(name, what)| format!("  {name:<20}  {what}\n")).collect();
+        Some(format!("Available CPUs:\n{lines}"))
+    } else {
+        None
+    }
+}
+
+/// Prints an error as QEMU does: the place is in its text.
+fn report_error(error: &Error) {
+    report::error(error.message());
+    eprint!("{}", error.hint_text());
+}
+
+async fn run_machine(line: CommandLine, main: ContextHandle) -> Result<ExitCode> {
+    let options = MachineOptions::parse(&line)?;
+    let (accelerator, clocks) = choose_accelerator(&options)?;
+    let board = Board::new(clocks);
+    for o in line.all("L") {
+        board.firmware.prepend(&o.value);
+    }
+    let vm = Vm::new(main, board, accelerator, options);
+    signals::watch_signals(&vm)?;
+    let status = bring_up(&vm, &line).await;
+    if let Err(e) = status {
+        vm.graph.close_all().await;
+        return Err(e);
+    }
+    let exit = vm.wait_for_exit().await;
+    vm.stop(RunState::Shutdown).await;
+    vm.graph.close_all().await;
+    // What monitors were told last reaches them.
+    vm.chardevs.drain(std::time::Duration::from_secs(1)).await;
+    if let Some(o) = line.last("pidfile") {
+        let _ = std::fs::remove_file(&o.value);
+    }
+    Ok(ExitCode::from(exit.status))
+}
+
+/// Takes the first accelerator that works.
+fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)> {
+    if options.machine.kind == MachineKind::None {
+        return Ok((Accelerator::None, Clocks::new()));
+    }
+    let mut failed = false;
+    for kind in &options.accelerators {
+        match kind {
+            Err(name) => report::error(format_args!("invalid accelerator {name}")),
+            Ok(AccelKind::Qtest) => return Ok((Accelerator::Qtest, Clocks::manual())),
+            Ok(AccelKind::Kvm) => {
+                let clocks = Clocks::new();
+                match KvmMachine::new(clocks.clone()) {
+                    Ok(kvm) => {
+                        if failed {
+                            report::error("falling back to KVM");
+                        }
+                        return Ok((Accelerator::Kvm(std::sync::Arc::new(kvm)), clocks));
+                    }
+                    Err(e) => {
+                        eprintln!("{}", e.message());
+                        let reason = e.message().rsplit(": ").next().unwrap_or_default().to_owned();
+                        report::error(format_args!("failed to initialize kvm: {reason}"));
+                    }
+                }
+            }
+        }
+        failed = true;
+    }
+    // Each failure was reported where it happened.
+    Err(err!("no accelerator found"))
+}
+
+async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    vm.autostart.set(!line.has("S"));
+    backends::set_actions(vm, line)?;
+    backends::early_objects(vm, line).await?;
+    backends::chardevs(vm, line).await?;
+    if line.has("incoming") {
+        vm.graph.set_opens_inactive(true);
+    }
+    backends::disks(vm, line).await?;
+    migration::register_first_sections(vm);
+    vm.set_migration(migration::create(vm));
+    let dispatcher = qmp::dispatcher(vm)?;
+    monitors::start(vm, &dispatcher, line).await?;
+    if let Some(o) = line.last("pidfile") {
+        write_pidfile(&o.value)?;
+    }
+    if let Some(o) = line.last("incoming") {
+        vm.set_state(RunState::Inmigrate);
+        if o.value == "defer" {
+            vm.migration()?.expect_incoming();
+        } else {
+            vm.migration()?.start_incoming(&o.value).map_err(|e| o.locate(e))?;
+        }
+    } else if vm.autostart.get() {
+        vm.start().await;
+    }
+    Ok(())
+}
+
+fn write_pidfile(path: &str) -> Result<()> {
+    let result = std::fs::write(path, format!("{}\n", std::process::id()));
+    if let Err(e) = result {
+        let cause = Error::with_errno(format_args!("Could not create '{path}'"), &e);
+        bail!("cannot create PID file: {cause}");
+    }
+    Ok(())
+}
