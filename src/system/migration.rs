@@ -2,10 +2,7 @@
 
 use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, sync::Arc};
 
-use lockstep_block::{
-    replication::{ReplicationMode, all},
-    yank::YankRegistry as BlockYank,
-};
+use lockstep_block::replication::{ReplicationMode, all};
 use lockstep_migration::{
     ClockState, Environment, GlobalState, Migration,
     channel::FdSource,
@@ -33,7 +30,7 @@ pub fn register_first_sections(vm: &Vm) {
 pub fn create(vm: &Rc<Vm>) -> Migration {
     let global_state = Arc::new(GlobalState::default());
     vm.board.states.register("globalstate", global_state.clone());
-    let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: Rc::default() });
+    let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: RefCell::default() });
     Migration::new(Environment {
         machine: vm.options.machine.name.to_owned(),
         frames: Frames::default(),
@@ -51,14 +48,8 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
 struct Hooks {
     /// The machine owns its migration.
     vm: std::rc::Weak<Vm>,
-    gate: Rc<RefCell<Gate>>,
-}
-
-/// Whether the primary's disk writes are held, and what holds them.
-#[derive(Default)]
-struct Gate {
-    wanted: bool,
-    held: Option<all::NbdWriteGate>,
+    /// Holds the primary's disk writes back.
+    gate: RefCell<Option<all::NbdWriteGate>>,
 }
 
 impl Hooks {
@@ -166,12 +157,8 @@ impl DiskReplication for Hooks {
     }
 
     fn peer_lost(&self) {
-        // Requests that wait for the peer's disk fail now; nothing that drains the graph can wait for them.
         if let Ok(vm) = self.vm() {
-            let yank = vm.graph.extension::<BlockYank>();
-            for node in yank.instances() {
-                yank.yank(&node);
-            }
+            all::replication_peer_lost(&vm.graph);
         }
     }
 
@@ -180,20 +167,11 @@ impl DiskReplication for Hooks {
     }
 
     fn gate_peer_writes(&self, held: bool) {
-        self.gate.borrow_mut().wanted = held;
-        if !held {
-            self.gate.borrow_mut().held = None;
-            return;
-        }
-        let (gate, vm) = (self.gate.clone(), self.vm.clone());
-        tokio::task::spawn_local(async move {
-            let Some(vm) = vm.upgrade() else { return };
-            let guard = all::nbd_write_gate(&vm.graph).await;
-            let mut gate = gate.borrow_mut();
-            if gate.wanted {
-                gate.held = Some(guard);
-            }
-        });
+        let gate = match self.vm() {
+            Ok(vm) if held => Some(all::NbdWriteGate::close(&vm.graph)),
+            _ => None,
+        };
+        *self.gate.borrow_mut() = gate;
     }
 }
 
