@@ -86,7 +86,7 @@ pub async fn drive_backup(
     if let Some(format) = format {
         options.set("driver", format);
     }
-    let flags = OpenFlags { no_backing: args.sync != SyncMode::Top, ..OpenFlags::default() };
+    let flags = OpenFlags { no_backing: true, ..OpenFlags::default() };
     let target = graph.open(Some(target), options, flags).await?;
     let result = start(graph, args, &source, &target).await;
     drop(target);

@@ -7,7 +7,7 @@ use lockstep_util::{Error, Result, bail};
 use super::job::{JobOptions, OnError};
 use super::mirror::{DEFAULT_BUF_SIZE, Engine, Mirror, MirrorParts, SyncMode};
 use super::{JobEdge, JobType, Jobs};
-use crate::child::Perm;
+use crate::child::{ChildRole, Perm};
 use crate::driver::LocalBoxFuture;
 use crate::graph::Graph;
 use crate::node::{BlockOp, Node};
@@ -186,7 +186,10 @@ fn check_mirror_args(args: &MirrorArgs) -> Result<()> {
     Ok(())
 }
 
-fn start_mirror(graph: &Graph, args: MirrorArgs, source: &Rc<Node>, target: &Rc<Node>) -> Result<()> {
+fn start_mirror(graph: &Graph, mut args: MirrorArgs, source: &Rc<Node>, target: &Rc<Node>) -> Result<()> {
+    if args.sync == SyncMode::Top && source.skip_filters().backing().is_none() {
+        args.sync = SyncMode::Full;
+    }
     source.check_op(BlockOp::MirrorSource)?;
     target.check_op(BlockOp::MirrorTarget)?;
     if Rc::ptr_eq(source, target) {
@@ -222,11 +225,24 @@ fn start_mirror(graph: &Graph, args: MirrorArgs, source: &Rc<Node>, target: &Rc<
         }
         n => u64::from(n),
     };
+    let sync = args.sync;
     let pivot = move |engine: &Engine| -> LocalBoxFuture<'static, Result<()>> {
         let (source, target, graph) = (engine.source(), engine.target(), engine.graph());
         let replaces = replaces.as_ref().map(|r| r.upgrade());
         Box::pin(async move {
             let graph = graph?;
+            // What was not copied is read from where it is.
+            let below = match sync {
+                SyncMode::Full => None,
+                SyncMode::Top => source.skip_filters().backing(),
+                SyncMode::None => Some(source.clone()),
+            };
+            if let Some(below) = below
+                && target.def().supports_backing
+                && target.cow_child().is_none()
+            {
+                target.attach_child("backing", ChildRole::COW, &below)?;
+            }
             let old = match replaces {
                 None => source,
                 Some(Some(node)) => node,
@@ -253,6 +269,7 @@ fn start_mirror(graph: &Graph, args: MirrorArgs, source: &Rc<Node>, target: &Rc<
         auto_complete: false,
         pivot: Box::new(pivot),
         blockers,
+        restore: None,
     };
     let mirror = Mirror::new(graph, source_edge, target_edge, None, parts)?;
     Jobs::of(graph).start(graph, JobType::Mirror, options, Box::new(mirror))?;

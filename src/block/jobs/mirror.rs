@@ -19,6 +19,7 @@ use crate::child::Child;
 use crate::driver::{LocalBoxFuture, Preallocation, Status, WriteFlags};
 use crate::graph::WeakGraph;
 use crate::node::{Node, OpBlockGuard, WriteHook};
+use crate::open::OpenFlags;
 
 /// Most copies under way.
 const MAX_IN_FLIGHT: usize = 16;
@@ -75,6 +76,8 @@ pub struct MirrorParts {
     pub pivot: Pivot,
     /// Operations kept from the nodes.
     pub blockers: Vec<OpBlockGuard>,
+    /// A node that gets these flags back in the end.
+    pub restore: Option<(Rc<Node>, OpenFlags)>,
 }
 
 struct Ends {
@@ -87,6 +90,8 @@ struct Ends {
 pub struct Engine {
     graph: WeakGraph,
     parts: MirrorParts,
+    blockers: RefCell<Vec<OpBlockGuard>>,
+    restore: RefCell<Option<(Rc<Node>, OpenFlags)>>,
     /// The nodes, until the job lets go of them.
     ends: RefCell<Option<Ends>>,
     dirty: RefCell<DirtyMap>,
@@ -117,12 +122,14 @@ impl Mirror {
         source: Rc<Child>,
         target: Rc<Child>,
         base: Option<Rc<Node>>,
-        parts: MirrorParts,
+        mut parts: MirrorParts,
     ) -> Result<Self> {
         let size = source.node().len().map_err(|e| Error::with_errno("Failed to get image size", &e))?;
         let dirty = DirtyMap::new(size, parts.granularity);
         let engine = Rc::new(Engine {
             graph: graph.downgrade(),
+            blockers: RefCell::new(std::mem::take(&mut parts.blockers)),
+            restore: RefCell::new(parts.restore.take()),
             parts,
             ends: RefCell::new(Some(Ends { source, target, base })),
             dirty: RefCell::new(dirty),
@@ -446,7 +453,8 @@ impl Engine {
         while at < offset + len {
             let (there, _) = target.block_status_above(None, at, offset + len - at).await.map_err(|e| (false, e))?;
             let n = there.len.clamp(1, offset + len - at);
-            if !there.status.contains(Status::ZERO) {
+            // Without its backing file a new overlay reads as zeroes and yet has to say so itself.
+            if !there.status.contains(Status::ZERO) || self.parts.sync != SyncMode::Full {
                 target.write_zeroes(at, n, flags).await.map_err(|e| (false, e))?;
             }
             at += n;
@@ -502,8 +510,15 @@ impl JobDriver for Mirror {
                 ends.source.detach();
                 ends.target.detach();
             }
+            self.engine.blockers.take();
+            let restore = self.engine.restore.take();
             // The target's connection must be gone when the job is: commands behind it may want the export.
             if let Some(graph) = self.engine.graph.upgrade() {
+                if let Some((node, flags)) = restore
+                    && let Err(e) = graph.reopen(&node, flags).await
+                {
+                    tracing::warn!("opening '{}' as it was: {e}", node.name());
+                }
                 graph.collect().await;
             }
         })

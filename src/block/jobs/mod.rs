@@ -1,6 +1,9 @@
 //! Long-running block operations: the list of jobs and the commands to them.
 
 pub mod backup;
+pub mod chain;
+#[cfg(test)]
+mod chain_tests;
 pub mod commands;
 pub mod copy_before_write;
 pub mod dirty;

@@ -1,32 +1,34 @@
-//! Making the file that a job will write to (`mode=absolute-paths`).
+//! Making the image that a job will write to (`mode=absolute-paths`).
 
 use std::rc::Rc;
 
-use lockstep_util::{Result, bail};
+use lockstep_util::Result;
 
 use super::mirror::SyncMode;
 use crate::graph::Graph;
+use crate::image;
 use crate::node::Node;
+use crate::options::Options;
 
-/// Creates an image of `size` bytes. With `sync=top` (or `none`) its backing file is what the source does not copy.
+/// Creates an image of `size` bytes. Its backing file is what the job will not copy of the source.
 pub(super) async fn create(
-    _graph: &Graph,
+    graph: &Graph,
     filename: &str,
     format: &str,
     size: u64,
-    _source: &Rc<Node>,
-    _sync: SyncMode,
+    source: &Rc<Node>,
+    sync: SyncMode,
 ) -> Result<()> {
-    if format != "raw" {
-        bail!("Format driver '{format}' does not support image creation");
+    let mut options = Options::new();
+    options.set("size", size);
+    let below = match sync {
+        SyncMode::Full => None,
+        SyncMode::Top => source.skip_filters().backing(),
+        SyncMode::None => Some(source.skip_filters()),
+    };
+    if let Some(below) = below {
+        options.set("backing_file", below.filename());
+        options.set("backing_fmt", below.def().name);
     }
-    let path = filename.strip_prefix("file:").unwrap_or(filename).to_owned();
-    if crate::open::has_protocol(&path) {
-        bail!("Protocol driver does not support image creation");
-    }
-    let made = std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
-    match made.and_then(|f| f.set_len(size)) {
-        Ok(()) => Ok(()),
-        Err(e) => Err(lockstep_util::Error::with_errno(format_args!("Could not create '{path}'"), &e)),
-    }
+    image::create(graph, filename, format, options).await
 }

@@ -223,6 +223,7 @@ impl Replication {
             auto_complete: true,
             pivot: Box::new(pivot),
             blockers: Vec::new(),
+            restore: None,
         };
         let mirror = Mirror::new(graph, source, target, Some(secondary.clone()), parts)?;
         let job = Jobs::of(graph).start(graph, JobType::Commit, JobOptions::internal(), Box::new(mirror))?;
