@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use lockstep_block::BlockBackend;
+use lockstep_chardev::CharFrontend;
+use lockstep_event::ContextHandle;
 use lockstep_util::{Result, err};
 use parking_lot::Mutex;
 
@@ -111,6 +113,22 @@ pub trait BackendProvider: Send + Sync {
     /// # Errors
     /// When there is none of this id, it is in use, or its permissions forbid it.
     fn drive(&self, id: &str, user: &DriveUser) -> Result<DriveHandle>;
+
+    /// Gives a character device to a device, which then holds it. `property` is what named it (`isa-parallel.chardev`).
+    ///
+    /// # Errors
+    /// When there is none of this id, or it is in use.
+    fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
+        Err(err!("Property '{property}' can't find value '{id}'"))
+    }
+}
+
+/// A character device, given to a device.
+pub struct CharHandle {
+    /// The device's end.
+    pub frontend: CharFrontend,
+    /// Where it is served.
+    pub context: ContextHandle,
 }
 
 /// The board's way to its backends. Clones share the provider.
@@ -123,6 +141,15 @@ impl Backends {
     /// Sets who knows the backends.
     pub fn set_provider(&self, provider: Arc<dyn BackendProvider>) {
         *self.provider.lock() = Some(provider);
+    }
+
+    /// Gives a character device to a device.
+    ///
+    /// # Errors
+    /// As [`BackendProvider::chardev`].
+    pub fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
+        let provider = self.provider.lock().clone();
+        provider.ok_or_else(|| err!("Property '{property}' can't find value '{id}'"))?.chardev(id, property)
     }
 
     /// Gives a drive to a device.

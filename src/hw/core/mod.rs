@@ -12,7 +12,9 @@ mod request;
 mod reset;
 mod tree;
 
-pub use backends::{BackendProvider, Backends, DriveEvents, DriveHandle, DriveUser, ErrorAction, NoEvents, OnError};
+pub use backends::{
+    BackendProvider, Backends, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, NoEvents, OnError,
+};
 pub use board::{Board, FirmwareFiles};
 pub(crate) use device::plug_device;
 pub use device::{Category, CreateContext, Device, DeviceType, QomParent, TypeTable, create_device};

@@ -193,7 +193,7 @@ impl PcMachine {
         board.states.register("fw_cfg", fw_cfg.clone());
 
         // PIIX3 with what is in it.
-        let isa = Arc::new(IsaBus { irqs: isa_irqs.clone() });
+        let isa = IsaBus::new(isa_irqs.clone());
         let isa_node = BusNode::new("isa.0", "ISA", isa.clone());
         let bridge = Piix3::new(board, &pci, PIIX_SLOT, isa_irqs.clone())?;
         let smm = if config.smm { "on" } else { "off" };

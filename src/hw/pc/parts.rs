@@ -1,6 +1,9 @@
 //! Small pieces that a machine is put together with.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
 
 use lockstep_util::Result;
 
@@ -13,6 +16,25 @@ use crate::core::{
 pub struct IsaBus {
     /// The ISA interrupts.
     pub irqs: [IrqLine; 16],
+    serials: AtomicU32,
+    parallels: AtomicU32,
+}
+
+impl IsaBus {
+    /// A bus with these interrupts.
+    pub fn new(irqs: [IrqLine; 16]) -> Arc<Self> {
+        Arc::new(Self { irqs, serials: AtomicU32::new(0), parallels: AtomicU32::new(0) })
+    }
+
+    /// The number of the next serial port that has none of its own.
+    pub fn next_serial(&self) -> u32 {
+        self.serials.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The number of the next parallel port that has none of its own.
+    pub fn next_parallel(&self) -> u32 {
+        self.parallels.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 /// A device of the board as the tree shows it, made of functions.

@@ -153,9 +153,6 @@ pub(super) static PORT92: DeviceType = kind("port92", "ISA", ISA, &[]);
 pub(super) static SMBUS_EEPROM: DeviceType =
     kind("smbus-eeprom", "i2c-bus", &["smbus-device", "i2c-slave", "device", "object"], &[&[of("address", U8, "0")]]);
 
-pub(super) static SERIAL: DeviceType =
-    DeviceType { category: Category::Input, ..kind("isa-serial", "ISA", ISA, &[crate::char::serial::PROPERTIES]) };
-
 /// Types that only the board makes.
 pub static BOARD_TYPES: &[&DeviceType] = &[
     &VAPIC,
@@ -177,5 +174,4 @@ pub static BOARD_TYPES: &[&DeviceType] = &[
     &PS2_MOUSE,
     &PORT92,
     &SMBUS_EEPROM,
-    &SERIAL,
 ];

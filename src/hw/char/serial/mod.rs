@@ -1,5 +1,6 @@
 //! The 16550A serial port.
 
+mod device;
 mod regs;
 mod vmstate;
 
@@ -9,27 +10,15 @@ mod tests;
 use std::sync::{Arc, Weak};
 
 use lockstep_event::{Clock, Clocks, Timer};
-use lockstep_memory::Region;
 use lockstep_vmstate::{LoadError, Snapshot};
 use parking_lot::Mutex;
 
+pub use device::ISA_SERIAL;
 pub use regs::UartRegs;
 pub use vmstate::SerialState;
 
 use super::CharSink;
-use crate::core::{Board, IrqLine, Property, PropertyKind, byte_registers};
-
-/// Properties of `isa-serial`.
-pub const PROPERTIES: &[Property] = &[
-    Property::new("index", PropertyKind::U32, "4294967295"),
-    Property::new("iobase", PropertyKind::U32, "4294967295"),
-    Property::new("irq", PropertyKind::U32, "4294967295"),
-    Property::unset("chardev", PropertyKind::Chardev),
-    Property::new("wakeup", PropertyKind::Bool, "off"),
-];
-
-/// Ports and ISA interrupts of COM1 to COM4.
-pub const COM_PORTS: [(u16, u8); 4] = [(0x3f8, 4), (0x2f8, 3), (0x3e8, 4), (0x2e8, 3)];
+use crate::core::{Board, IrqLine, byte_registers};
 
 /// A serial port.
 pub struct Serial {
@@ -38,20 +27,18 @@ pub struct Serial {
     irq: IrqLine,
     sink: Arc<dyn CharSink>,
     timeout: Timer,
-    region: Region,
 }
 
 impl Serial {
     /// A serial port at `base`, whose other end is `sink`.
     pub fn new(board: &Board, base: u16, irq: IrqLine, sink: Arc<dyn CharSink>) -> Arc<Self> {
         let clocks = board.clocks.clone();
-        let region = Region::container("serial", 8);
         let serial = Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
             let timeout = clocks.timer(Clock::Virtual, move || {
                 this.upgrade().iter().for_each(|s| s.with(|r, _| r.timeout_expired()));
             });
-            Self { regs: Mutex::default(), clocks: clocks.clone(), irq, sink, timeout, region: region.clone() }
+            Self { regs: Mutex::default(), clocks: clocks.clone(), irq, sink, timeout }
         });
         let registers = byte_registers(
             "serial",
@@ -60,8 +47,7 @@ impl Serial {
             |s: &Self, offset| s.with(|r, now| r.read(offset as u8, now)),
             |s: &Self, offset, value| s.with(|r, now| r.write(offset as u8, value, now)),
         );
-        region.add(0, &registers);
-        board.ports.add(base.into(), &region);
+        board.ports.add(base.into(), &registers);
         serial
     }
 
@@ -111,11 +97,6 @@ impl Serial {
     /// Resets it.
     pub fn reset(&self) {
         self.with(|r, _| *r = UartRegs::default());
-    }
-
-    /// Takes its ports off the map.
-    pub fn unmap(&self, board: &Board) {
-        board.ports.remove(&self.region);
     }
 }
 
