@@ -2,6 +2,8 @@
 
 pub mod server;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

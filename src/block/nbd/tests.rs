@@ -426,3 +426,60 @@ fn our_client_works_with_qemu_nbd() {
     server.kill().unwrap();
     server.wait().unwrap();
 }
+
+/// Figures, not a verdict: `cargo test --release -p lockstep-block nbd_figures -- --ignored --nocapture`.
+#[test]
+#[ignore = "measures"]
+fn nbd_figures() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(1 << 30).unwrap();
+    let (port_to, port_from) = std::sync::mpsc::channel();
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = std::thread::spawn(move || {
+        on_context(async move {
+            let (_graph, port) = serve(&path, true).await;
+            port_to.send(port).unwrap();
+            let _ = (&mut stopped).await;
+        })
+    });
+    let port = port_from.recv().unwrap();
+    on_context(async {
+        let graph = Graph::new();
+        let node = connect(&graph, &port, "disk").await.unwrap();
+        for (what, len, depth, read) in [
+            ("write 1M x16", 1 << 20, 16, false),
+            ("read 1M x16", 1 << 20, 16, true),
+            ("write 4K x1", 4096, 1, false),
+            ("write 4K x32", 4096, 32, false),
+            ("read 4K x1", 4096, 1, true),
+        ] {
+            let started = Instant::now();
+            let count = Rc::new(std::cell::Cell::new(0u64));
+            let tasks: Vec<_> = (0..depth)
+                .map(|_| {
+                    let (node, count) = (node.clone(), count.clone());
+                    tokio::task::spawn_local(async move {
+                        let mut buf = vec![0x5a; len as usize];
+                        while started.elapsed() < Duration::from_secs(1) {
+                            let offset = count.replace(count.get() + 1) * len % (1 << 30);
+                            if read {
+                                node.read(offset, &mut buf).await.unwrap();
+                            } else {
+                                node.write(offset, &buf, WriteFlags::empty()).await.unwrap();
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            let seconds = started.elapsed().as_secs_f64();
+            let n = count.get() as f64;
+            println!("{what}: {:.0} MB/s, {:.0} requests/s", n * len as f64 / seconds / 1e6, n / seconds);
+        }
+    });
+    stop.send(()).unwrap();
+    server.join().unwrap();
+}
