@@ -17,12 +17,8 @@ use crate::*;
 fn against_server<T: Send + 'static>(clients: impl FnOnce(String) -> T + Send + 'static) -> T {
     Context::new("test").unwrap().run(async {
         let graph = Graph::new();
-        let opts = Options::from_pairs([
-            ("driver", "null-co"),
-            ("read-zeroes", "on"),
-            ("size", "64M"),
-            ("node-name", "disk"),
-        ]);
+        let opts =
+            Options::from_pairs([("driver", "null-co"), ("read-zeroes", "on"), ("size", "64M"), ("node-name", "disk")]);
         graph.blockdev_add(opts).await.unwrap();
         let exports = Exports::of(&graph);
         let mut options = ServerOptions::new(ListenAddress::Inet { host: "127.0.0.1".into(), port: "0".into() });

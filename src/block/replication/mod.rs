@@ -9,6 +9,8 @@
 //! commits them into the secondary disk while the guest runs, and they stay whole until that is done.
 
 pub mod all;
+#[cfg(test)]
+mod crash_tests;
 mod secondary;
 #[cfg(test)]
 mod tests;
