@@ -14,6 +14,9 @@ use super::*;
 use crate::commands::{drive_add_node, drive_del, x_blockdev_change};
 use crate::export::server::{ListenAddress, ServerOptions};
 use crate::export::{Exports, NbdExportOptions};
+use crate::jobs::Jobs;
+use crate::jobs::commands::{MirrorArgs, NewImageMode, drive_mirror};
+use crate::jobs::mirror::SyncMode;
 use crate::*;
 
 const SIZE: u64 = 4 << 20;
@@ -140,8 +143,13 @@ impl Side {
 
     /// The commit of a failover has ended.
     async fn committed(&self) {
+        self.committed_beside(0).await;
+    }
+
+    /// The same with more nodes in the graph than those of the disk.
+    async fn committed_beside(&self, others: usize) {
         tokio::time::timeout(Duration::from_secs(30), async {
-            while replication_is_committing(&self.graph) || self.graph.nodes().len() > 4 {
+            while replication_is_committing(&self.graph) || self.graph.nodes().len() > 4 + others {
                 // Two graphs on one thread share one signal; each would miss some.
                 self.graph.collect().await;
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -371,6 +379,61 @@ fn a_peer_that_is_given_up_can_neither_write_nor_hold_a_request() {
         replication_peer_lost(&pair.p.graph);
         pair.p.write(0, 512, 3).await;
         assert_eq!(pair.p.byte(0).await, 3);
+    });
+}
+
+#[test]
+fn the_survivor_becomes_primary_of_a_new_secondary_and_that_one_survives_it_in_turn() {
+    on_context(async {
+        let pair = pair().await;
+        pair.p.write(0, 70_000, 1).await;
+        pair.checkpoint().await;
+        pair.s.write(200_000, 1000, 2).await;
+        // The primary dies; the secondary takes over as documented.
+        Exports::of(&pair.s.graph).server_stop(&pair.s.graph).await.unwrap();
+        replication_stop_all(&pair.s.graph, true).await.unwrap();
+        // A new secondary, with whatever old image it had; the resync does not wait for the commit.
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["primary.qcow2", "active.qcow2", "hidden.qcow2"] {
+            create(&dir.path().join(name), SIZE);
+        }
+        let (next, port) = Side::secondary(dir.path()).await;
+        let stale = next.graph.find_backend("parent0").unwrap();
+        stale.set_perms(Perm::WRITE, Perm::all()).unwrap();
+        let mut args = MirrorArgs::new("colo-disk0", SyncMode::Full);
+        args.common.job_id = Some("resync".into());
+        let uri = format!("nbd://127.0.0.1:{port}/parent0");
+        drive_mirror(&pair.s.graph, args, &uri, Some("raw"), NewImageMode::Existing, None).await.unwrap();
+        let jobs = Jobs::of(&pair.s.graph);
+        let job = jobs.job("resync").unwrap();
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while !job.is_ready() {
+                pair.s.write(300_000, 512, 3).await;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await
+        .unwrap();
+        drop(job);
+        pair.s.committed_beside(2).await;
+        drop(pair.s.graph.drain_all().await);
+        jobs.block_job_cancel("resync", false).unwrap();
+        pair.s.attach(&port).await;
+        let names: Vec<_> = pair.s.disk.node().unwrap().child_edges().iter().map(|c| c.name().to_owned()).collect();
+        assert_eq!(names, ["children.0", "children.1"]);
+        next.graph.activate_all().await.unwrap();
+        replication_start_all(&next.graph, ReplicationMode::Secondary).await.unwrap();
+        replication_start_all(&pair.s.graph, ReplicationMode::Primary).await.unwrap();
+        assert!(next.contents().await == pair.s.contents().await);
+        pair.s.write(1 << 20, 100_000, 4).await;
+        assert_eq!(next.byte(1 << 20).await, 0);
+        replication_do_checkpoint_all(&pair.s.graph).await.unwrap();
+        replication_do_checkpoint_all(&next.graph).await.unwrap();
+        assert!(next.contents().await == pair.s.contents().await);
+        replication_stop_all(&next.graph, true).await.unwrap();
+        next.committed().await;
+        let bytes = [next.byte(0).await, next.byte(200_000).await, next.byte(300_000).await, next.byte(1 << 20).await];
+        assert_eq!(bytes, [1, 2, 3, 4]);
     });
 }
 
