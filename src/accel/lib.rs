@@ -46,6 +46,11 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the engine refuses a value; registers may then be part old, part new.
     fn load(&mut self, state: &CpuState) -> Result<()>;
+    /// Puts the vCPU in its state after power on.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    fn reset(&mut self) -> Result<()>;
     /// What makes [`run`](Self::run) return soon, from any thread; the vCPU's thread gets a signal as well.
     fn kicker(&self) -> Box<dyn Fn() + Send + Sync>;
     /// The APIC id.

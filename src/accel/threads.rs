@@ -263,6 +263,10 @@ mod tests {
             self.count.store(state.rip, Ordering::SeqCst);
             Ok(())
         }
+        fn reset(&mut self) -> Result<()> {
+            self.count.store(0, Ordering::SeqCst);
+            Ok(())
+        }
         fn kicker(&self) -> Box<dyn Fn() + Send + Sync> {
             let kicked = self.kicked.clone();
             Box::new(move || kicked.store(true, Ordering::SeqCst))

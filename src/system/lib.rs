@@ -2,6 +2,7 @@
 
 pub mod cmdline;
 pub mod drive;
+pub mod machine;
 pub mod machine_options;
 pub mod migration;
 pub mod monitor;

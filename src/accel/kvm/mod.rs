@@ -12,7 +12,8 @@ pub use kvmclock::KvmClock;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irq_routing_entry, kvm_pit_config,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_cpuid_entry2, kvm_irq_routing_entry,
+    kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use lockstep_event::Clocks;
@@ -98,26 +99,32 @@ impl KvmMachine {
         memory.add_listener(self.slots.clone());
     }
 
-    /// Makes a vCPU. Warnings of features that the host lacks go to `warn`.
+    /// The CPUID leaves of a vCPU. Warnings of features that the host lacks go to `warn`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn cpuid(&self, model: &CpuModel, index: u32, warn: &mut dyn FnMut(String)) -> Result<Vec<kvm_cpuid_entry2>> {
+        let supported =
+            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?;
+        Ok(model.cpuid_for_kvm(supported.as_slice(), index, warn))
+    }
+
+    /// Makes a vCPU with these CPUID leaves.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn create_vcpu(
         &self,
         index: u32,
-        model: &CpuModel,
+        cpuid: &[kvm_cpuid_entry2],
         memory: &AddressSpace,
         ports: &AddressSpace,
-        warn: &mut dyn FnMut(String),
     ) -> Result<Box<dyn Vcpu>> {
         let fd = self
             .vm
             .create_vcpu(index.into())
             .map_err(|e| kvm_error(&format!("kvm_init_vcpu: kvm_get_vcpu failed ({index})"), e))?;
-        let supported =
-            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?;
-        let cpuid = model.cpuid_for_kvm(supported.as_slice(), index, warn);
-        let list = kvm_bindings::CpuId::from_entries(&cpuid).map_err(|e| err!("too many CPUID leaves: {e:?}"))?;
+        let list = kvm_bindings::CpuId::from_entries(cpuid).map_err(|e| err!("too many CPUID leaves: {e:?}"))?;
         fd.set_cpuid2(&list).map_err(|e| kvm_error("kvm_arch_init_vcpu: KVM_SET_CPUID2", e))?;
         let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
         Ok(Box::new(KvmVcpu::new(fd, index, signature, self.msr_indices.clone(), memory.clone(), ports.clone())?))

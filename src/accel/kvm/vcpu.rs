@@ -28,6 +28,8 @@ use crate::{
 pub struct KvmVcpu {
     fd: VcpuFd,
     id: u32,
+    /// EAX of CPUID leaf 1, which EDX holds after a reset.
+    signature: u32,
     msr_indices: Arc<Vec<u32>>,
     memory: AddressSpace,
     ports: AddressSpace,
@@ -46,11 +48,11 @@ impl KvmVcpu {
         ports: AddressSpace,
     ) -> Result<Self> {
         let exit_wanted = Arc::new(AtomicBool::new(false));
-        let mut cpu = Self { fd, id, msr_indices, memory, ports, exit_wanted, io_pending: false };
+        let mut cpu = Self { fd, id, signature, msr_indices, memory, ports, exit_wanted, io_pending: false };
         // Only MSRs that can be read are moved: some hosts list ones that they refuse.
         let readable = cpu.msr_indices.iter().copied().filter(|&i| cpu.read_msrs(&[i]).is_ok_and(|v| v.len() == 1));
         cpu.msr_indices = Arc::new(readable.collect());
-        cpu.load(&CpuState::reset(id, id == 0, signature))?;
+        cpu.reset()?;
         Ok(cpu)
     }
 
@@ -331,6 +333,10 @@ impl Vcpu for KvmVcpu {
         self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(|e| kvm_error("KVM_SET_MP_STATE", e))?;
         self.io_pending = false;
         Ok(())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.load(&CpuState::reset(self.id, self.id == 0, self.signature))
     }
 
     fn kicker(&self) -> Box<dyn Fn() + Send + Sync> {

@@ -1,11 +1,10 @@
 //! The tree of objects, and objects and devices that come and go.
 
-use lockstep_hw::core::TypeTable;
 use lockstep_qapi::{Registry, cmd, schema::*};
 use lockstep_util::{Error, bail};
 
 use super::Ctx;
-use crate::{objects::IoThreadObject, qom};
+use crate::{machine, objects::IoThreadObject, qom};
 
 pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QomList>(async |vm: Ctx, args: cmd::QomList| qom::list(&vm, &args.path));
@@ -28,8 +27,8 @@ pub fn register(registry: &mut Registry<Ctx>) {
         let all = vm.objects.all().into_iter();
         Ok(all.filter_map(|(id, o)| o.as_any().downcast::<IoThreadObject>().ok().map(|t| info(id, &t))).collect())
     });
-    registry.register::<cmd::DeviceListProperties>(async |vm: Ctx, args: cmd::DeviceListProperties| {
-        let Some(kind) = device_types(&vm).find(&args.typename) else {
+    registry.register::<cmd::DeviceListProperties>(async |_: Ctx, args: cmd::DeviceListProperties| {
+        let Some(kind) = machine::device_types().find(&args.typename) else {
             return Err(Error::device_not_found(&args.typename));
         };
         if kind.create.is_none() && kind.properties.is_empty() {
@@ -43,8 +42,4 @@ pub fn register(registry: &mut Registry<Ctx>) {
         };
         Ok(kind.properties().map(info).collect())
     });
-}
-
-fn device_types(_vm: &Ctx) -> TypeTable {
-    TypeTable(&[])
 }

@@ -8,12 +8,13 @@ use std::{process::ExitCode, rc::Rc};
 
 use lockstep_accel::kvm::KvmMachine;
 use lockstep_event::{Clocks, Context, ContextHandle};
-use lockstep_hw::core::Board;
+use lockstep_hw::core::{Board, ResetKind};
 use lockstep_qapi::schema::RunState;
 use lockstep_util::{Error, Result, bail, err, report};
 
 use crate::{
     cmdline::{self, CommandLine},
+    machine,
     machine_options::{AccelKind, MachineKind, MachineOptions, accel_help, machine_help},
     migration, qmp, version_text,
     vm::{Accelerator, Vm},
@@ -134,6 +135,13 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     }
     backends::disks(vm, line).await?;
     migration::register_first_sections(vm);
+    machine::create(vm, line).await?;
+    for o in line.all("device") {
+        let _place = report::Location::new(o.location.clone());
+        machine::add_device_text(vm, &o.value).map_err(|e| o.locate(e))?;
+    }
+    machine::finish(vm)?;
+    vm.board.resets.reset(ResetKind::Cold);
     vm.set_migration(migration::create(vm));
     let dispatcher = qmp::dispatcher(vm)?;
     monitors::start(vm, &dispatcher, line).await?;

@@ -21,7 +21,7 @@ use lockstep_qapi::{
 use lockstep_util::{Result, YankRegistry, err};
 use tokio::sync::{Mutex, watch};
 
-use crate::{drive::Drives, machine_options::MachineOptions, monitor::qmp::Monitors, objects::Objects};
+use crate::{drive::Drives, machine::Pc, machine_options::MachineOptions, monitor::qmp::Monitors, objects::Objects};
 
 /// What runs the guest.
 #[derive(Clone)]
@@ -62,6 +62,7 @@ pub struct Vm {
     /// What runs the guest.
     pub accelerator: Accelerator,
     migration: OnceCell<Migration>,
+    pc: OnceCell<Pc>,
     /// Reads the monitors' input.
     monitor_thread: OnceCell<IoThread>,
     /// What lives as long as the machine and nobody asks for.
@@ -105,6 +106,7 @@ impl Vm {
             yank,
             objects: Objects::default(),
             migration: OnceCell::new(),
+            pc: OnceCell::new(),
             monitor_thread: OnceCell::new(),
             kept: RefCell::default(),
             drives: Drives::default(),
@@ -132,6 +134,17 @@ impl Vm {
         let uuid = self.options.uuid.unwrap_or_default();
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         [&uuid[..4], &uuid[4..6], &uuid[6..8], &uuid[8..10], &uuid[10..]].map(hex).join("-")
+    }
+
+    /// The pc machine, if it is one.
+    pub fn pc(&self) -> Option<&Pc> {
+        self.pc.get()
+    }
+
+    /// Gives the pc machine its board, once.
+    pub fn set_pc(&self, pc: Pc) {
+        let already = self.pc.set(pc).is_err();
+        debug_assert!(!already, "the board is made once");
     }
 
     /// The machine's migration.

@@ -1,0 +1,128 @@
+//! How devices find the backends that users name.
+
+use std::{
+    rc::{Rc, Weak},
+    sync::Arc,
+};
+
+use lockstep_block::Perm;
+use lockstep_event::Local;
+use lockstep_hw::core::{BackendProvider, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, OnError};
+use lockstep_qapi::{
+    event,
+    schema::{BlockErrorAction, IoOperationType, RunState},
+};
+use lockstep_util::{Result, err};
+
+use crate::{drive, vm::Vm};
+
+/// Has the board find this machine's backends.
+pub(super) fn provide(vm: &Rc<Vm>) {
+    vm.board.backends.set_provider(Arc::new(Provider { vm: Local::new(Rc::downgrade(vm)) }));
+}
+
+struct Provider {
+    vm: Local<Weak<Vm>>,
+}
+
+impl BackendProvider for Provider {
+    fn drive(&self, id: &str, user: &DriveUser) -> Result<DriveHandle> {
+        let vm = self.vm.get().upgrade().ok_or_else(|| err!("the machine is gone"))?;
+        let backend = match vm.graph.find_backend(id) {
+            Some(backend) => backend,
+            None => {
+                // A node of blockdev-add: the device makes a backend without a name for it.
+                let node = vm
+                    .graph
+                    .find_node(id)
+                    .ok_or_else(|| err!("Property '{}.drive' can't find value '{id}'", user.name))?;
+                let backend = lockstep_block::Backend::new(&vm.graph, None)?;
+                backend.insert(&node)?;
+                vm.keep(backend.clone());
+                backend
+            }
+        };
+        if let Some(other) = backend.device() {
+            return Err(err!("Drive '{id}' is already in use by another device ({other})"));
+        }
+        let mut perm = Perm::CONSISTENT_READ;
+        let mut shared = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
+        if user.writes {
+            perm |= Perm::WRITE;
+        }
+        if user.resizable {
+            shared |= Perm::RESIZE;
+        }
+        if user.share_rw {
+            shared |= Perm::WRITE;
+        }
+        backend.set_perms(perm, shared)?;
+        backend.set_device(Some(&user.name));
+        let drive = vm.drives.all().into_iter().find(|d| d.backend.name() == id);
+        let policy = |p: drive::OnError, default| match p {
+            drive::OnError::Auto => default,
+            drive::OnError::Report => OnError::Report,
+            drive::OnError::Ignore => OnError::Ignore,
+            drive::OnError::Stop => OnError::Stop,
+            drive::OnError::Enospc => OnError::Enospc,
+        };
+        let events = Events {
+            vm: Arc::new(Local::new(Rc::downgrade(&vm))),
+            main: vm.main.clone(),
+            device: id.to_owned(),
+            path: user.path.clone(),
+        };
+        Ok(DriveHandle {
+            backend: backend.handle(),
+            read_error: drive.as_ref().map_or(OnError::Report, |d| policy(d.rerror, OnError::Report)),
+            write_error: drive.as_ref().map_or(OnError::Enospc, |d| policy(d.werror, OnError::Enospc)),
+            events: Arc::new(events),
+        })
+    }
+
+    fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
+        let vm = self.vm.get().upgrade().ok_or_else(|| err!("the machine is gone"))?;
+        if !vm.chardevs.contains(id) {
+            return Err(err!("Property '{property}' can't find value '{id}'"));
+        }
+        let frontend =
+            vm.chardevs.attach(id).map_err(|_| err!("Property '{property}' can't take value '{id}', it's in use"))?;
+        Ok(CharHandle { frontend, context: vm.main.clone() })
+    }
+}
+
+/// Tells users of a drive's troubles.
+struct Events {
+    vm: Arc<Local<Weak<Vm>>>,
+    main: lockstep_event::ContextHandle,
+    device: String,
+    path: String,
+}
+
+impl DriveEvents for Events {
+    fn io_error(&self, is_read: bool, action: ErrorAction, errno: i32) {
+        let (vm, device, path) = (self.vm.clone(), self.device.clone(), self.path.clone());
+        self.main.spawn(move || async move {
+            let Some(vm) = vm.get().upgrade() else { return };
+            vm.emit::<event::BlockIoError>(&event::BlockIoError {
+                qom_path: path,
+                device: device.clone(),
+                node_name: vm.graph.find_backend(&device).and_then(|b| b.node()).map(|n| n.name().to_owned()),
+                operation: if is_read { IoOperationType::Read } else { IoOperationType::Write },
+                action: match action {
+                    ErrorAction::Report => BlockErrorAction::Report,
+                    ErrorAction::Ignore => BlockErrorAction::Ignore,
+                    ErrorAction::Stop => BlockErrorAction::Stop,
+                },
+                nospace: Some(errno == libc::ENOSPC),
+                reason: {
+                    let e = std::io::Error::from_raw_os_error(errno);
+                    lockstep_util::Error::from(e).message().to_owned()
+                },
+            });
+            if action == ErrorAction::Stop {
+                vm.stop(RunState::IoError).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! The vCPUs of a machine.
+
+use std::{rc::Rc, sync::Arc};
+
+use lockstep_accel::{
+    Vcpu, VcpuEvent, VcpuSet,
+    cpu_model::CpuModel,
+    kvm::{KvmClock, KvmMachine},
+    vmstate,
+};
+use lockstep_event::Local;
+use lockstep_hw::core::{MachineRequest, ResetCause, ResetPhase, ShutdownCause};
+use lockstep_qapi::schema::RunState;
+use lockstep_util::{Result, report};
+
+use crate::vm::{Accelerator, Vm};
+
+/// What firmware's tables say of the CPUs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct CpuFacts {
+    /// EAX and EDX of CPUID leaf 1.
+    pub leaf_1: (u32, u32),
+    /// Whether they are AMD's.
+    pub amd: bool,
+}
+
+/// Makes the vCPUs with their threads, stopped.
+///
+/// # Errors
+/// QEMU's, of the model and of the engine.
+pub(super) fn create(vm: &Rc<Vm>) -> Result<CpuFacts> {
+    match &vm.accelerator {
+        Accelerator::Kvm(kvm) => create_kvm(vm, kvm),
+        Accelerator::Qtest | Accelerator::None => {
+            vm.set_vcpus(VcpuSet::start(vec![], |_, _| {})?);
+            Ok(CpuFacts::default())
+        }
+    }
+}
+
+fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>) -> Result<CpuFacts> {
+    let model = CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"))?.with_cores(vm.options.smp.cores);
+    kvm.attach_memory(&vm.board.memory_space, &vm.board.ram);
+    let mut cpus: Vec<Box<dyn Vcpu>> = vec![];
+    let mut facts = CpuFacts::default();
+    for index in 0..vm.options.smp.cpus {
+        let cpuid = kvm.cpuid(&model, index, &mut |w| report::warn(w))?;
+        let leaf = |function| cpuid.iter().find(|e| e.function == function);
+        facts.leaf_1 = leaf(1).map_or((0, 0), |e| (e.eax, e.edx));
+        // "Auth" of AuthenticAMD.
+        facts.amd = leaf(0).is_some_and(|e| e.ebx == 0x6874_7541);
+        cpus.push(kvm.create_vcpu(index, &cpuid, &vm.board.memory_space, &vm.board.port_space)?);
+    }
+    let weak = Arc::new(Local::new(Rc::downgrade(vm)));
+    let main = vm.main.clone();
+    let set = VcpuSet::start(cpus, move |_, event| {
+        let vm = weak.clone();
+        main.spawn(move || async move {
+            if let Some(vm) = vm.get().upgrade() {
+                on_event(&vm, event).await;
+            }
+        });
+    })?;
+    for index in 0..set.len() {
+        let cpu = set.cpu(index).clone();
+        vmstate::register(&vm.board.states, index as u32, cpu.clone(), |e| {
+            // What can be wrong was looked for before: this host's CPU is not the sender's.
+            report::error(format_args!("the vCPU's state cannot be loaded: {e}"));
+        });
+        vm.board.resets.register(ResetPhase::Cpus, move |_| {
+            if let Err(e) = cpu.lock().reset() {
+                report::error(format_args!("the vCPU cannot be reset: {e}"));
+            }
+        });
+    }
+    vm.board.states.register("kvmclock", Arc::new(KvmClock(kvm.clone())));
+    let clocks = kvm.clone();
+    vm.add_state_listener(move |running, _| {
+        let done = if running { clocks.starting() } else { clocks.stopped() };
+        if let Err(e) = done {
+            report::error(e.message());
+        }
+    });
+    vm.set_vcpus(set);
+    Ok(facts)
+}
+
+/// What a vCPU could not handle itself.
+async fn on_event(vm: &Rc<Vm>, event: VcpuEvent) {
+    match event {
+        VcpuEvent::Kicked => {}
+        VcpuEvent::TripleFault | VcpuEvent::SystemReset => {
+            vm.handle_request(MachineRequest::Reset(ResetCause::GuestReset)).await;
+        }
+        VcpuEvent::SystemShutdown => vm.handle_request(MachineRequest::Shutdown(ShutdownCause::GuestShutdown)).await,
+        VcpuEvent::InternalError(text) => {
+            eprint!("{text}");
+            if let Some(registers) = vm.vcpus().and_then(|v| v.cpu(0).try_lock()?.save().ok()) {
+                eprintln!(
+                    "RIP={:016x} RFL={:08x} CR0={:08x} CR3={:08x}",
+                    registers.rip, registers.rflags, registers.cr0, registers.cr3
+                );
+            }
+            vm.stop(RunState::InternalError).await;
+        }
+    }
+}
