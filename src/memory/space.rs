@@ -118,7 +118,7 @@ impl AddressSpace {
             FlatTarget::Ram { block, offset, .. } => (n, block.read(offset + skip, &mut buf[..n])),
             FlatTarget::Io { handler, offset } => {
                 let offset = offset + skip;
-                let size = access::next_size(&**handler, offset, n);
+                let size = access::next_size(&**handler, offset, buf.len());
                 let buf = &mut buf[..size as usize];
                 let outcome = access::read(&**handler, offset, size);
                 match outcome {
@@ -151,13 +151,13 @@ impl AddressSpace {
         result
     }
 
-    /// One access of 1, 2, 4 or 8 bytes, as a CPU makes it: not split unless it crosses a range.
+    /// One access of 1, 2, 4 or 8 bytes, as a CPU makes it. Registers that it begins in get it whole, even where another
+    /// region shows through their middle (CF9h in the PCI address port).
     #[inline]
     pub fn load(&self, address: u64, size: u32) -> Result<u64, MemTxError> {
         {
             let view = self.view();
             if let Some(range) = view.find(address)
-                && range.last - address >= u64::from(size - 1)
                 && let FlatTarget::Io { handler, offset } = &range.target
             {
                 let (handler, offset) = (handler.clone(), offset + (address - range.start));
@@ -171,13 +171,13 @@ impl AddressSpace {
         Ok(u64::from_le_bytes(bytes))
     }
 
-    /// One access of 1, 2, 4 or 8 bytes, as a CPU makes it: not split unless it crosses a range.
+    /// One access of 1, 2, 4 or 8 bytes, as a CPU makes it. Registers that it begins in get it whole, even where another
+    /// region shows through their middle (CF9h in the PCI address port).
     #[inline]
     pub fn store(&self, address: u64, size: u32, value: u64) -> Result<(), MemTxError> {
         {
             let view = self.view();
             if let Some(range) = view.find(address)
-                && range.last - address >= u64::from(size - 1)
                 && let FlatTarget::Io { handler, offset } = &range.target
             {
                 let (handler, offset) = (handler.clone(), offset + (address - range.start));
@@ -266,7 +266,7 @@ fn write_range(range: &FlatRange, at: u64, buf: &[u8]) -> (usize, Result<(), Mem
         FlatTarget::Ram { block, offset, .. } => (n, block.write(offset + skip, &buf[..n])),
         FlatTarget::Io { handler, offset } => {
             let offset = offset + skip;
-            let size = access::next_size(&**handler, offset, n);
+            let size = access::next_size(&**handler, offset, buf.len());
             let mut bytes = [0; 8];
             bytes[..size as usize].copy_from_slice(&buf[..size as usize]);
             (size as usize, access::write(&**handler, offset, size, u64::from_le_bytes(bytes)))
@@ -355,6 +355,27 @@ mod tests {
         assert_eq!(buf, [1, 1, 0xff, 0xff, 0, 0, 0, 0x40]);
         assert_eq!(space.read_u32(0x1002), 0x4000_0000, "alignment counts from the region's start");
         assert_eq!(space.read_u32(0x1003), 0xffff_ffff);
+    }
+
+    #[test]
+    fn registers_get_an_access_whole_although_another_region_is_in_its_middle() {
+        struct Log(Mutex<Vec<(u64, u32)>>);
+        impl IoHandler for Log {
+            fn read(&self, _offset: u64, _size: u32) -> u64 {
+                0
+            }
+            fn write(&self, offset: u64, size: u32, _value: u64) {
+                self.0.lock().push((offset, size));
+            }
+        }
+        let root = Region::container("io", 0x1_0000);
+        let space = AddressSpace::ports("p", &root);
+        let (address, reset) = (Arc::new(Log(Mutex::default())), Arc::new(Log(Mutex::default())));
+        root.add(0xcf8, &Region::io("address", 4, address.clone()));
+        root.add_overlap(0xcf9, &Region::io("reset", 1, reset.clone()), 1);
+        space.write_u32(0xcf8, 0);
+        space.write_u8(0xcf9, 0);
+        assert_eq!((&*address.0.lock(), &*reset.0.lock()), (&vec![(0, 4)], &vec![(0, 1)]));
     }
 
     #[test]

@@ -121,7 +121,8 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         },
         acpi: options.acpi,
         hpet: options.hpet,
-        smm: true,
+        // No engine here has system management mode.
+        smm: false,
         vmport: options.vmport,
         i8042: true,
         graphics: options.graphics,

@@ -107,6 +107,15 @@ impl Vm {
         }
     }
 
+    /// Looks at the vCPUs for a moment, between two instructions; users are not told.
+    pub fn while_paused<T>(&self, look: impl FnOnce() -> T) -> T {
+        let Some(vcpus) = self.vcpus().filter(|v| v.is_running()) else { return look() };
+        vcpus.pause();
+        let seen = look();
+        vcpus.resume();
+        seen
+    }
+
     /// Presses the power button.
     pub fn powerdown(&self) {
         self.board.powerdown.notify();

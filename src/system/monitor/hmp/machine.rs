@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use lockstep_qapi::schema::{RunState, ShutdownCause};
-use lockstep_util::Result;
+use lockstep_util::{Result, err};
 
-use super::{Args, HmpCommand, prefixed};
+use super::{Args, HmpCommand, prefixed, registers};
 use crate::{
     QEMU_VERSION,
     objects::{IoThreadObject, LocalFuture},
@@ -28,6 +28,7 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("iothreads", "show iothreads", info_iothreads),
     plain("kvm", "show KVM information", info_kvm),
     plain("name", "show the current VM name", info_name),
+    plain("registers", "show the cpu registers", info_registers),
     plain("status", "show the current VM status (running|paused)", info_status),
     plain("uuid", "show the current VM UUID", info_uuid),
     plain("version", "show the version", info_version),
@@ -73,6 +74,15 @@ fn info_status<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFut
             out.push_str(&format!(" ({})", state.as_str()));
         }
         out.push('\n');
+        Ok(())
+    })
+}
+
+fn info_registers<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let Some(vcpus) = vm.vcpus().filter(|v| !v.is_empty()) else { return Err(err!("No CPU available")) };
+        let state = vm.while_paused(|| vcpus.cpu(0).lock().save())?;
+        out.push_str(&registers::text(0, &state));
         Ok(())
     })
 }

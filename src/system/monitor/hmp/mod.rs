@@ -3,6 +3,7 @@
 mod args;
 mod block;
 mod machine;
+mod registers;
 
 use std::rc::Rc;
 
