@@ -20,6 +20,8 @@ mod write;
 mod zero;
 
 #[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::child::{Child, ChildRole};
