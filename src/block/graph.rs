@@ -303,7 +303,7 @@ impl Graph {
         self.inner.owned.borrow_mut().clear();
         self.collect().await;
         // Whoever still holds a node gets ENOMEDIUM from now on.
-        for node in self.nodes().into_iter().rev() {
+        for node in crate::perm::topological(&self.nodes()) {
             node.close().await;
             self.forget(&node);
         }

@@ -354,6 +354,19 @@ impl Node {
                 }
             }
         }
+        if want_zero
+            && self.def().supports_backing
+            && !extent.status.intersects(Status::ALLOCATED | Status::DATA | Status::ZERO)
+        {
+            // Nothing below: zeroes.
+            let below = match self.cow_child() {
+                Some(child) => child.node().len()?,
+                None => 0,
+            };
+            if offset >= below {
+                extent.status |= Status::ZERO;
+            }
+        }
         if offset + extent.len == length {
             extent.status |= Status::EOF;
         }

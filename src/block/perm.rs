@@ -114,8 +114,8 @@ fn check_conflicts(node: &Rc<Node>) -> Result<()> {
     Ok(())
 }
 
-/// Parents before children.
-fn topological(roots: &[Rc<Node>]) -> Vec<Rc<Node>> {
+/// These nodes and all below them, parents before children.
+pub(crate) fn topological(roots: &[Rc<Node>]) -> Vec<Rc<Node>> {
     fn visit(node: &Rc<Node>, seen: &mut Vec<*const Node>, out: &mut Vec<Rc<Node>>) {
         if seen.contains(&Rc::as_ptr(node)) {
             return;

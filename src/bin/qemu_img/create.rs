@@ -169,10 +169,8 @@ pub async fn create(graph: &Graph, request: &Request) -> Result<()> {
         }
     }
     let mut given_size = None;
+    check_names(&request.format, &request.options)?;
     for (name, value) in &request.options {
-        if !known.iter().any(|o| o.name == name) && !matches!(name.as_str(), "backing_file" | "backing_fmt") {
-            bail!("Invalid parameter '{name}'");
-        }
         if name == "size" {
             given_size = Some(lockstep_block::options::parse_size_option("size", value)?);
         }
@@ -214,6 +212,16 @@ pub async fn create(graph: &Graph, request: &Request) -> Result<()> {
         println!("{line}");
     }
     lockstep_block::image::create(graph, &request.filename, &request.format, options).await
+}
+
+/// Refuses options that the format does not know.
+pub fn check_names(format: &str, options: &[(String, String)]) -> Result<()> {
+    let known = create_options(format).unwrap_or_default();
+    let is_known = |name: &str| known.iter().any(|o| o.name == name) || matches!(name, "backing_file" | "backing_fmt");
+    match options.iter().find(|(name, _)| !is_known(name)) {
+        Some((name, _)) => bail!("Invalid parameter '{name}'"),
+        None => Ok(()),
+    }
 }
 
 /// Option values are shown as they would have to be given.

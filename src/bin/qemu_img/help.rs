@@ -47,9 +47,32 @@ const USAGES: &[(&str, &str)] = &[
         "check",
         "[-f FMT | --image-opts] [-T CACHE_MODE] [-r leaks|all] [-U] [-q]\n        [--output human|json] FILENAME",
     ),
+    ("commit", "[-f FMT | --image-opts] [-t CACHE_MODE] [-b BASE_IMG] [-d] [-p] [-q]\n        FILENAME"),
+    ("compare", "[--image-opts | [-f FMT] [-F FMT]] [-s] [-T CACHE] [-U] [-p] [-q]\n        FILENAME1 FILENAME2"),
+    (
+        "convert",
+        "[-f SRC_FMT | --image-opts] [-T SRC_CACHE] [-O TGT_FMT] [-o TGT_OPTS]\n        [-t TGT_CACHE] [-n] \
+         [--target-is-zero] [--target-image-opts] [-c] [-S SPARSE_SIZE]\n        [-B BACKING_FILENAME [-F BACKING_FMT]] \
+         [-m NUM] [-W] [--salvage] [-U] [-p] [-q]\n        SRC_FILENAME [SRC_FILENAME2 [...]] TGT_FILENAME",
+    ),
     (
         "create",
         "[-f FMT] [-o FMT_OPTS] [-b BACKING_FILENAME [-F BACKING_FMT]]\n        [-u] [-q] FILENAME [SIZE[bkKMGTPE]]",
     ),
     ("info", "[-f FMT | --image-opts] [-b] [-U]\n        [--output human|json] FILENAME"),
+    (
+        "map",
+        "[-f FMT | --image-opts] [--output human|json]\n        [--start-offset OFFSET] [--max-length LENGTH] [-U] \
+         FILENAME",
+    ),
+    (
+        "rebase",
+        "[-f FMT | --image-opts] [-t CACHE] [-p] [-q]\n        [-b BACKING_FILENAME [-F BACKING_FMT] [-T \
+         BACKING_CACHE]] [-u] FILENAME",
+    ),
+    (
+        "resize",
+        "[-f FMT | --image-opts] [--preallocation PREALLOC] [--shrink] [-q]\n        FILENAME [+-]SIZE[bkKMGTPE]",
+    ),
+    ("snapshot", "[-f FMT | --image-opts] [-l] [-U] [-q] FILENAME"),
 ];

@@ -162,7 +162,7 @@ pub fn snapshot_list(snapshots: &[Value], indent: &str) -> String {
 /// Head and rows of the table.
 pub fn snapshot_rows(snapshots: &[Value], indent: &str) -> String {
     let mut out = format!(
-        "{indent}{:<7} {:<16} {:>8} {:>20} {:>15} {:>10}\n",
+        "{indent}{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}\n",
         "ID", "TAG", "VM_SIZE", "DATE", "VM_CLOCK", "ICOUNT"
     );
     for snapshot in snapshots {
@@ -179,7 +179,7 @@ pub fn snapshot_rows(snapshots: &[Value], indent: &str) -> String {
         let icount = snapshot.get("icount").and_then(Value::as_u64).map_or("--".to_owned(), |i| i.to_string());
         let _ = writeln!(
             out,
-            "{indent}{:<7} {:<16} {:>8} {:>20} {:>15} {:>10}",
+            "{indent}{:<7} {:<16} {:>8} {:>19} {:>15} {:>10}",
             text("id"),
             text("name"),
             human_size(number("vm-state-size")),

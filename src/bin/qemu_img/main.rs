@@ -2,10 +2,18 @@
 
 mod args;
 mod check;
+mod commit;
+mod compare;
+mod convert;
 mod create;
 mod help;
 mod info;
+mod map;
 mod open;
+mod progress;
+mod rebase;
+mod resize;
+mod snapshot;
 
 use lockstep_bin::version;
 use std::process::ExitCode;
@@ -25,8 +33,19 @@ struct Command {
 
 const COMMANDS: &[Command] = &[
     Command { name: "check", summary: "Check basic image integrity", run: check::run },
+    Command { name: "commit", summary: "Commit image to its backing file", run: commit::run },
+    Command { name: "compare", summary: "Check if two images have the same contents", run: compare::run },
+    Command {
+        name: "convert",
+        summary: "Copy one image to another with optional format conversion",
+        run: convert::run,
+    },
     Command { name: "create", summary: "Create and format new image file", run: create::run },
     Command { name: "info", summary: "Display information about image", run: info::run },
+    Command { name: "map", summary: "Dump image metadata", run: map::run },
+    Command { name: "rebase", summary: "Change backing file of the image", run: rebase::run },
+    Command { name: "resize", summary: "Resize the image to the new size", run: resize::run },
+    Command { name: "snapshot", summary: "List snapshots within image", run: snapshot::run },
 ];
 
 fn main() -> ExitCode {
