@@ -22,6 +22,15 @@ const CHUNK: u64 = 512 << 10;
 /// Granularity of the dirty map of an active commit, in bytes.
 const GRANULARITY: u64 = 64 << 10;
 
+/// A layer of a backing chain, as arguments name it.
+#[derive(Clone, Debug)]
+pub enum LayerName {
+    /// By its node name (`base-node`, `top-node`).
+    Node(String),
+    /// By its filename (`base`, `top`).
+    File(String),
+}
+
 /// Arguments of `block-commit`.
 #[derive(Clone, Debug)]
 pub struct CommitArgs {
@@ -29,10 +38,12 @@ pub struct CommitArgs {
     pub common: CommonArgs,
     /// `device`: root of the chain.
     pub device: String,
-    /// `top-node`: the uppermost layer that is merged; the root if absent.
-    pub top: Option<String>,
-    /// `base-node`: the layer that gets the data; the last of the chain if absent.
-    pub base: Option<String>,
+    /// The uppermost layer that is merged; the root if absent.
+    pub top: Option<LayerName>,
+    /// The layer that gets the data; the last of the chain if absent.
+    pub base: Option<LayerName>,
+    /// `backing-file`: what the overlay's image says from then on, if not the base's own name.
+    pub backing_file: Option<String>,
     /// `on-error`
     pub on_error: OnError,
 }
@@ -44,8 +55,10 @@ pub struct StreamArgs {
     pub common: CommonArgs,
     /// `device`: the layer that gets the data.
     pub device: String,
-    /// `base-node`: the layer that stays below; none if absent.
-    pub base: Option<String>,
+    /// The layer that stays below; none if absent.
+    pub base: Option<LayerName>,
+    /// `backing-file`: what the image says from then on, if not the base's own name.
+    pub backing_file: Option<String>,
     /// `on-error`
     pub on_error: OnError,
 }
@@ -59,12 +72,20 @@ fn layers(top: &Rc<Node>) -> Vec<Rc<Node>> {
     out
 }
 
-fn find_layer(graph: &Graph, chain: &[Rc<Node>], name: &str) -> Result<usize> {
-    let Some(node) = graph.find_node(name) else { bail!("Cannot find device='' nor node-name='{name}'") };
-    let node = node.skip_filters();
-    match chain.iter().position(|n| Rc::ptr_eq(n, &node)) {
-        Some(at) => Ok(at),
-        None => bail!("'{name}' is not in this backing file chain"),
+fn find_layer(graph: &Graph, chain: &[Rc<Node>], name: &LayerName) -> Result<usize> {
+    match name {
+        LayerName::Node(name) => {
+            let Some(node) = graph.find_node(name) else { bail!("Cannot find device='' nor node-name='{name}'") };
+            let node = node.skip_filters();
+            match chain.iter().position(|n| Rc::ptr_eq(n, &node)) {
+                Some(at) => Ok(at),
+                None => bail!("'{name}' is not in this backing file chain"),
+            }
+        }
+        LayerName::File(name) => match chain.iter().position(|n| n.filename() == *name) {
+            Some(at) => Ok(at),
+            None => bail!("Can't find '{name}' in the backing chain"),
+        },
     }
 }
 
@@ -113,14 +134,18 @@ pub async fn block_commit(graph: &Graph, args: CommitArgs) -> Result<()> {
     let operations: Vec<BlockOp> = BlockOp::ALL.iter().copied().filter(|op| *op != BlockOp::Dataplane).collect();
     let blockers = chain[top_at..=base_at].iter().map(|n| n.block_ops(&operations, &reason)).collect();
     let active = top_at == 0;
+    if active && args.backing_file.is_some() {
+        bail!("'backing-file' specified, but 'top' is the active layer");
+    }
+    let backing_file = args.backing_file.clone();
     let overlay = if active { None } else { Some(Rc::downgrade(&chain[top_at - 1])) };
     let pivot = move |engine: &Engine| -> LocalBoxFuture<'static, Result<()>> {
         let (top, base, graph) = (engine.source(), engine.target(), engine.graph());
-        let overlay = overlay.as_ref().map(|o| o.upgrade());
+        let (overlay, name) = (overlay.as_ref().map(|o| o.upgrade()), backing_file.clone());
         Box::pin(async move {
             match overlay {
                 None => graph?.replace_node(&top, &base),
-                Some(Some(overlay)) => rebase(&graph?, &overlay, Some(&base)).await,
+                Some(Some(overlay)) => rebase(&graph?, &overlay, Some(&base), name).await,
                 Some(None) => bail!("The overlay of '{}' is gone", top.name()),
             }
         })
@@ -145,13 +170,13 @@ pub async fn block_commit(graph: &Graph, args: CommitArgs) -> Result<()> {
 }
 
 /// Puts a layer on another backing file (or none), in the graph and in the image. The contents must be equal.
-async fn rebase(graph: &Graph, overlay: &Rc<Node>, base: Option<&Rc<Node>>) -> Result<()> {
+async fn rebase(graph: &Graph, overlay: &Rc<Node>, base: Option<&Rc<Node>>, name: Option<String>) -> Result<()> {
     let flags = overlay.flags();
     graph.reopen(overlay, OpenFlags { read_only: false, ..flags }).await?;
     let Some(image) = overlay.driver_as::<Qcow2>() else {
         bail!("The image of '{}' does not support changing its backing file", overlay.name());
     };
-    let name = base.map(|b| b.filename());
+    let name = base.map(|b| name.unwrap_or_else(|| b.filename()));
     let format = base.map(|b| b.def().name);
     image.change_backing(name.as_deref(), format).await?;
     if let Some(old) = overlay.cow_child() {
@@ -169,6 +194,7 @@ struct Stream {
     top: RefCell<Option<Rc<Child>>>,
     base: RefCell<Option<Rc<Child>>>,
     on_error: OnError,
+    backing_file: Option<String>,
     blockers: RefCell<Vec<OpBlockGuard>>,
 }
 
@@ -182,12 +208,15 @@ pub async fn block_stream(graph: &Graph, args: StreamArgs) -> Result<()> {
         Some(name) => {
             let at = find_layer(graph, &chain, name)?;
             if at == 0 {
-                bail!("Node '{name}' is not a backing image of '{}'", args.device);
+                bail!("Node '{}' is not a backing image of '{}'", root.name(), args.device);
             }
             Some(chain[at].clone())
         }
         None => None,
     };
+    if base.is_none() && args.backing_file.is_some() {
+        bail!("backing file specified, but streaming the entire chain");
+    }
     let top = chain[0].clone();
     let options = args.common.options(graph, &root)?;
     let edge = JobEdge::new(options.id.as_deref().unwrap_or(""));
@@ -213,6 +242,7 @@ pub async fn block_stream(graph: &Graph, args: StreamArgs) -> Result<()> {
         top: RefCell::new(Some(top_edge)),
         base: RefCell::new(base_edge),
         on_error: args.on_error,
+        backing_file: args.backing_file,
         blockers: RefCell::new(blockers),
     };
     Jobs::of(graph).start(graph, JobType::Stream, options, Box::new(stream))?;
@@ -298,7 +328,7 @@ impl JobDriver for Stream {
             top.flush().await?;
             let base = self.base.borrow().as_ref().map(|b| b.node());
             let graph = self.graph.upgrade().ok_or_else(|| Error::new("The block graph is gone"))?;
-            rebase(&graph, &top, base.as_ref()).await?;
+            rebase(&graph, &top, base.as_ref(), self.backing_file.clone()).await?;
             Ok(())
         })
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lockstep_event::Context;
 
-use super::chain::{CommitArgs, StreamArgs, block_commit, block_stream};
+use super::chain::{CommitArgs, LayerName, StreamArgs, block_commit, block_stream};
 use super::commands::{CommonArgs, MirrorArgs, NewImageMode, drive_mirror};
 use super::mirror::SyncMode;
 use super::*;
@@ -131,12 +131,17 @@ fn common() -> CommonArgs {
     CommonArgs { job_id: Some("j".into()), ..CommonArgs::default() }
 }
 
+fn node(name: &str) -> LayerName {
+    LayerName::Node(name.to_owned())
+}
+
 fn commit(top: Option<&str>, base: Option<&str>) -> CommitArgs {
     CommitArgs {
         common: common(),
         device: "disk0".into(),
-        top: top.map(str::to_owned),
-        base: base.map(str::to_owned),
+        top: top.map(node),
+        base: base.map(node),
+        backing_file: None,
         on_error: OnError::Report,
     }
 }
@@ -179,7 +184,8 @@ fn streaming_pulls_everything_above_the_base_into_the_top() {
             let args = StreamArgs {
                 common: common(),
                 device: "disk0".into(),
-                base: base.map(str::to_owned),
+                base: base.map(node),
+                backing_file: None,
                 on_error: OnError::Report,
             };
             block_stream(&chain.graph, args).await.unwrap();

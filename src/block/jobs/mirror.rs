@@ -196,7 +196,7 @@ impl Engine {
     }
 
     async fn check_lengths(&self) -> Result<()> {
-        let length = |node: Rc<Node>| node.len().map_err(|e| Error::from(e));
+        let length = |node: Rc<Node>| node.len().map_err(Error::from);
         let (source, target) = (length(self.source())?, length(self.target())?);
         if self.base().is_some() {
             if source > target {

@@ -274,7 +274,7 @@ impl ClientHandshake {
         if n.size > i64::MAX as u64 {
             bail!("Server reported an export size that is too large");
         }
-        if n.size % u64::from(n.min_block) != 0 {
+        if !n.size.is_multiple_of(u64::from(n.min_block)) {
             bail!("export size {} is not multiple of minimum block size {}", n.size, n.min_block);
         }
         Ok(Step::Done(n.clone()))

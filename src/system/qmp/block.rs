@@ -9,6 +9,7 @@ use lockstep_block::{
     jobs::{
         Jobs, OnError,
         backup::{self, BackupArgs},
+        chain::{self, CommitArgs, LayerName, StreamArgs},
         commands::{self as job_commands, CommonArgs, MirrorArgs, NewImageMode as NewImage},
         mirror::SyncMode,
     },
@@ -23,6 +24,7 @@ pub fn register(registry: &mut Registry<Ctx>) {
     nodes(registry);
     exports(registry);
     jobs(registry);
+    chain_jobs(registry);
     job_control(registry);
     registry.announce::<event::BlockJobReady>();
     registry.announce::<event::BlockJobCompleted>();
@@ -201,6 +203,49 @@ fn jobs(registry: &mut Registry<Ctx>) {
         };
         backup::blockdev_backup(&vm.graph, args, &a.target).await
     });
+}
+
+fn chain_jobs(registry: &mut Registry<Ctx>) {
+    registry.register::<cmd::BlockCommit>(async |vm: Ctx, a: cmd::BlockCommit| {
+        let unsupported = [
+            ("filter-node-name", a.filter_node_name.is_some()),
+            ("backing-mask-protocol", a.backing_mask_protocol == Some(true)),
+        ];
+        refuse(&unsupported)?;
+        let args = CommitArgs {
+            common: common(a.job_id, a.speed, a.auto_finalize, a.auto_dismiss),
+            device: a.device,
+            top: layer(a.top_node, a.top, "top")?,
+            base: layer(a.base_node, a.base, "base")?,
+            backing_file: a.backing_file,
+            on_error: on_error(a.on_error, "on-error")?,
+        };
+        chain::block_commit(&vm.graph, args).await
+    });
+    registry.register::<cmd::BlockStream>(async |vm: Ctx, a: cmd::BlockStream| {
+        let unsupported = [
+            ("bottom", a.bottom.is_some()),
+            ("filter-node-name", a.filter_node_name.is_some()),
+            ("backing-mask-protocol", a.backing_mask_protocol == Some(true)),
+        ];
+        refuse(&unsupported)?;
+        let args = StreamArgs {
+            common: common(a.job_id, a.speed, a.auto_finalize, a.auto_dismiss),
+            device: a.device,
+            base: layer(a.base_node, a.base, "base")?,
+            backing_file: a.backing_file,
+            on_error: on_error(a.on_error, "on-error")?,
+        };
+        chain::block_stream(&vm.graph, args).await
+    });
+}
+
+fn layer(node: Option<String>, file: Option<String>, parameter: &str) -> Result<Option<LayerName>> {
+    match (node, file) {
+        (Some(_), Some(_)) => bail!("'{parameter}-node' and '{parameter}' cannot be specified at the same time"),
+        (Some(node), None) => Ok(Some(LayerName::Node(node))),
+        (None, file) => Ok(file.map(LayerName::File)),
+    }
 }
 
 /// Arguments that this program does not have are refused, not ignored.
