@@ -77,6 +77,16 @@ impl CharFrontend {
         context.spawn(move || async move { serve(CharStream::new(shared, attachment, false), handlers).await });
     }
 
+    /// For a frontend that only writes: moves what the peer does not take at once, on the calling context.
+    ///
+    /// # Panics
+    /// Outside a context.
+    pub fn start_output(&self) {
+        let stopped = Rc::new(Cell::new(false));
+        tokio::task::spawn_local(flush(self.shared.clone(), self.attachment, stopped));
+        self.shared.flush.notify_one();
+    }
+
     /// To be called when `can_read` would no longer say zero. From any thread.
     pub fn accept_input(&self) {
         self.shared.wanted.notify_one();
@@ -128,6 +138,11 @@ impl CharWriter {
     /// (`SIOCOUTQ`).
     pub fn unsent(&self) -> usize {
         self.shared.unsent()
+    }
+
+    /// Bytes taken for sending on this connection, sent or queued.
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted()
     }
 
     /// Waits until the queue has become shorter or the connection is gone.
@@ -265,6 +280,9 @@ impl CharStream {
             // Tells tokio that there is nothing any more, so that it waits for the next news.
             let _ = fd.try_io(Interest::READABLE, |_| Err::<(), _>(io::ErrorKind::WouldBlock.into()));
         }
+        if let Ok(n) = result {
+            self.shared.note_received(n);
+        }
         match result {
             Ok(n) if n > 0 => match &mut self.telnet {
                 Some(telnet) => match telnet.strip(&mut buf[..n]) {
@@ -279,6 +297,18 @@ impl CharStream {
                 self.close();
                 Ok(0)
             }
+        }
+    }
+
+    /// Bytes read on this connection so far.
+    pub fn received(&self) -> u64 {
+        self.shared.received()
+    }
+
+    /// Has the kernel acknowledge at once what was read (TCP), for a sender that waits until all of it has arrived.
+    pub fn acknowledge_now(&self) {
+        if let Some(port) = &self.port {
+            port.link.acknowledge_now();
         }
     }
 

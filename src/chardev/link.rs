@@ -95,6 +95,21 @@ impl Link {
         }
     }
 
+    /// Sends an acknowledgement that TCP would delay.
+    pub fn acknowledge_now(&self) {
+        if let Self::Socket(fd) = self {
+            // Not a TCP socket: then there is nothing to acknowledge.
+            let _ = rustix::net::sockopt::set_tcp_quickack(fd, true);
+        }
+    }
+
+    /// The two addresses of a socket with addresses: ours, the peer's.
+    pub fn addresses(&self) -> Option<(std::net::SocketAddr, std::net::SocketAddr)> {
+        let Self::Socket(fd) = self else { return None };
+        let socket = socket2::SockRef::from(fd);
+        Some((socket.local_addr().ok()?.as_socket()?, socket.peer_addr().ok()?.as_socket()?))
+    }
+
     /// Bytes written that the peer's kernel has not taken yet (0 where nobody knows).
     pub fn unsent(&self) -> usize {
         let Self::Socket(fd) = self else { return 0 };

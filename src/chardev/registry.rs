@@ -209,6 +209,20 @@ impl ChardevRegistry {
         Ok(())
     }
 
+    /// The device at the other end of this one's connection, if that is one of ours too (a loopback pair).
+    pub fn loopback_peer(&self, id: &str) -> Option<String> {
+        let devices = self.inner.devices.borrow();
+        let ends = |device: &Device| device.shared.link().and_then(|(_, link)| link.addresses());
+        let (local, peer) = ends(devices.get(id)?)?;
+        let other = devices.iter().find(|(_, device)| ends(device) == Some((peer, local)))?;
+        Some(other.0.clone())
+    }
+
+    /// Bytes that a device has taken for sending on its connection.
+    pub fn accepted_bytes(&self, id: &str) -> Option<u64> {
+        self.inner.devices.borrow().get(id).map(|device| device.shared.accepted())
+    }
+
     /// `chardev-send-break`.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -33,11 +33,15 @@ pub(crate) struct Shared {
     /// Frontends that were attached so far; odd while one is.
     attachments: AtomicUsize,
     breaks: AtomicUsize,
+    /// Bytes read on this connection.
+    received: AtomicU64,
 }
 
 #[derive(Debug)]
 struct State {
     link: Option<Arc<Link>>,
+    /// Bytes taken for sending on this connection.
+    accepted: u64,
     /// Counts connections.
     generation: u64,
     queue: VecDeque<u8>,
@@ -55,6 +59,7 @@ impl Shared {
             id: id.to_owned(),
             state: Mutex::new(State {
                 link: None,
+                accepted: 0,
                 generation: 0,
                 queue: VecDeque::new(),
                 filename: idle_filename.clone(),
@@ -70,6 +75,7 @@ impl Shared {
             wanted: Notify::new(),
             attachments: AtomicUsize::new(0),
             breaks: AtomicUsize::new(0),
+            received: AtomicU64::new(0),
         })
     }
 
@@ -81,6 +87,8 @@ impl Shared {
             return;
         }
         state.generation += 1;
+        state.accepted = 0;
+        self.received.store(0, Ordering::Release);
         state.queue.clear();
         state.filename = filename;
         let greeting = state.greeting.clone();
@@ -160,6 +168,7 @@ impl Shared {
     pub fn send(&self, data: &[IoSlice<'_>]) -> io::Result<()> {
         let mut state = self.state.lock();
         let Some(link) = state.link.clone() else { return Err(io::ErrorKind::NotConnected.into()) };
+        let total: usize = data.iter().map(|s| s.len()).sum();
         let mut skip = 0;
         if state.queue.is_empty() {
             match write_all(&link, data) {
@@ -169,11 +178,12 @@ impl Shared {
                     return Err(e);
                 }
             }
-            if skip == data.iter().map(|s| s.len()).sum::<usize>() {
-                return Ok(());
-            }
         } else if state.queue.len() >= QUEUE_LIMIT {
             return Err(io::ErrorKind::WouldBlock.into());
+        }
+        state.accepted += total as u64;
+        if skip == total {
+            return Ok(());
         }
         for slice in data {
             let n = skip.min(slice.len());
@@ -213,6 +223,20 @@ impl Shared {
 
     pub fn queued(&self) -> usize {
         self.state.lock().queue.len()
+    }
+
+    /// Bytes taken for sending on this connection.
+    pub fn accepted(&self) -> u64 {
+        self.state.lock().accepted
+    }
+
+    /// Bytes read on this connection.
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
+    }
+
+    pub fn note_received(&self, count: usize) {
+        self.received.fetch_add(count as u64, Ordering::AcqRel);
     }
 
     /// Bytes that the peer's kernel has not taken yet.

@@ -1,0 +1,176 @@
+//! `filter-redirector`: sends packets to a character device instead of on their way, and brings packets from one in.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use lockstep_chardev::{CharStream, CharWriter, StreamEvent};
+use lockstep_util::report;
+
+use super::mirror::{complain, send};
+use super::{Action, FilterNode};
+use crate::netdev::{Direction, Netdev};
+use crate::packet::Frame;
+use crate::wire::FrameReader;
+
+/// Bytes read at a time.
+const READ_SIZE: usize = 64 << 10;
+/// How often a full queue to the card is looked at again.
+const ROOM_PAUSE: Duration = Duration::from_millis(1);
+
+/// A redirector.
+#[derive(Debug)]
+pub(crate) struct Redirector {
+    out: Option<CharWriter>,
+    has_input: bool,
+    pub vnet_support: bool,
+    lost: AtomicU64,
+}
+
+impl Redirector {
+    pub fn new(out: Option<CharWriter>, has_input: bool, vnet_support: bool) -> Self {
+        Self { out, has_input, vnet_support, lost: AtomicU64::new(0) }
+    }
+
+    pub fn has_input(&self) -> bool {
+        self.has_input
+    }
+
+    pub fn writer(&self) -> Option<&CharWriter> {
+        self.out.as_ref()
+    }
+
+    /// Frames that the other side did not get.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    pub fn redirect(&self, frame: Frame) -> Option<Frame> {
+        let Some(out) = &self.out else { return Some(frame) };
+        // What cannot be sent is lost: it must never go on, where nobody has compared it.
+        if let Err(e) = send(out, &frame, self.vnet_support) {
+            complain(&self.lost, "filter redirector", &e);
+        }
+        None
+    }
+}
+
+/// The input side of a redirector, with its state between reads.
+pub(crate) struct Input {
+    stream: CharStream,
+    reader: FrameReader,
+    node: Weak<FilterNode>,
+    netdev: Arc<Netdev>,
+    broken: bool,
+    buf: Vec<u8>,
+}
+
+/// What to do with an input, from outside its task.
+pub(crate) enum InputCommand {
+    /// Read what has come and forget it, with what waits for the card.
+    Discard(tokio::sync::oneshot::Sender<usize>),
+    /// Read what has come, bring it in, and end.
+    Finish(tokio::sync::oneshot::Sender<()>),
+}
+
+/// Brings packets from a character device in behind the filter, on the main context, until told to finish.
+pub(crate) async fn inject(
+    stream: CharStream,
+    node: &Arc<FilterNode>,
+    netdev: Arc<Netdev>,
+    mut commands: tokio::sync::mpsc::UnboundedReceiver<InputCommand>,
+) {
+    let Action::Redirector(redirector) = &node.action else { return };
+    let mut input = Input {
+        stream,
+        reader: FrameReader::new(redirector.vnet_support),
+        node: Arc::downgrade(node),
+        netdev,
+        broken: false,
+        buf: vec![0; READ_SIZE],
+    };
+    loop {
+        let want = !input.broken && input.netdev.has_room();
+        tokio::select! {
+            biased;
+            command = commands.recv() => match command {
+                Some(InputCommand::Discard(done)) => {
+                    let count = input.discard();
+                    let _ = done.send(count);
+                }
+                Some(InputCommand::Finish(done)) => {
+                    while input.read_some() {}
+                    let _ = done.send(());
+                    return;
+                }
+                None => return,
+            },
+            event = input.stream.event(want) => match event {
+                StreamEvent::Readable => {
+                    input.read_some();
+                    tokio::task::yield_now().await;
+                }
+                StreamEvent::Opened => {
+                    input.reader.reset();
+                    input.broken = false;
+                }
+                StreamEvent::Closed | StreamEvent::Break => {}
+                StreamEvent::Detached => return,
+            },
+            () = tokio::time::sleep(ROOM_PAUSE), if !want && !input.broken => {}
+        }
+    }
+}
+
+impl Input {
+    /// Reads once; false if nothing was there.
+    fn read_some(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        let n = match self.stream.try_read(&mut self.buf) {
+            Ok(n) if n > 0 => n,
+            _ => return false,
+        };
+        let Some(node) = self.node.upgrade() else { return false };
+        let on = node.is_on();
+        let netdev = &self.netdev;
+        let result = self.reader.push(&self.buf[..n], |frame| {
+            if !on {
+                return;
+            }
+            match (node.faces(Direction::Rx), node.faces(Direction::Tx)) {
+                (true, true) => {
+                    netdev.pass_on(frame.clone(), Direction::Rx, &node);
+                    netdev.pass_on(frame, Direction::Tx, &node);
+                }
+                (true, false) => netdev.pass_on(frame, Direction::Rx, &node),
+                _ => netdev.pass_on(frame, Direction::Tx, &node),
+            }
+        });
+        if result.is_err() {
+            report::error("serious error: oversized packet received,connection terminated.");
+            self.broken = true;
+        }
+        true
+    }
+
+    fn discard(&mut self) -> usize {
+        let mut count = self.netdev.discard_queued();
+        loop {
+            match self.stream.try_read(&mut self.buf) {
+                Ok(n) if n > 0 => {
+                    if self.reader.push(&self.buf[..n], |_| count += 1).is_err() {
+                        self.broken = true;
+                        return count;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                _ => break,
+            }
+        }
+        self.reader.discard_partial();
+        count
+    }
+}

@@ -1,0 +1,256 @@
+//! A primary and a secondary with the filters of the documented procedure.
+
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::packet::flags::{ACK, SYN};
+use crate::packet::testing::{seg, tcp_of, udp};
+use crate::packet::{Frame, TcpView};
+
+struct Pair {
+    p: Machine,
+    s: Machine,
+    checkpoints: Arc<AtomicUsize>,
+}
+
+impl Pair {
+    async fn new() -> Self {
+        let p = Machine::new().await;
+        let s = Machine::new().await;
+        p.chardev("socket,id=mirror0,host=127.0.0.1,port=0,server=on,wait=off").await;
+        p.chardev("socket,id=compare1,host=127.0.0.1,port=0,server=on,wait=off").await;
+        p.chardev("socket,id=compare0,host=127.0.0.1,port=0,server=on,wait=off").await;
+        p.chardev(&format!("socket,id=compare0-0,host=127.0.0.1,port={}", p.port_of("compare0"))).await;
+        p.chardev("socket,id=compare_out,host=127.0.0.1,port=0,server=on,wait=off").await;
+        p.chardev(&format!("socket,id=compare_out0,host=127.0.0.1,port={}", p.port_of("compare_out"))).await;
+        s.chardev(&format!("socket,id=red0,host=127.0.0.1,port={},reconnect-ms=1000", p.port_of("mirror0"))).await;
+        s.chardev(&format!("socket,id=red1,host=127.0.0.1,port={},reconnect-ms=1000", p.port_of("compare1"))).await;
+        for object in [
+            json!({"qom-type": "filter-mirror", "id": "m0", "netdev": "hn0", "queue": "tx", "outdev": "mirror0"}),
+            json!({"qom-type": "filter-redirector", "id": "redire0", "netdev": "hn0", "queue": "rx", "indev": "compare_out"}),
+            json!({"qom-type": "filter-redirector", "id": "redire1", "netdev": "hn0", "queue": "rx", "outdev": "compare0"}),
+            json!({"qom-type": "colo-compare", "id": "comp0", "primary_in": "compare0-0", "secondary_in": "compare1",
+                "outdev": "compare_out0", "iothread": "iothread1"}),
+        ] {
+            p.object(object).unwrap();
+        }
+        for object in [
+            json!({"qom-type": "filter-redirector", "id": "f1", "netdev": "hn0", "queue": "tx", "indev": "red0"}),
+            json!({"qom-type": "filter-redirector", "id": "f2", "netdev": "hn0", "queue": "rx", "outdev": "red1"}),
+            json!({"qom-type": "filter-rewriter", "id": "rew0", "netdev": "hn0", "queue": "all"}),
+        ] {
+            s.object(object).unwrap();
+        }
+        s.net.set_colo_secondary(true);
+        let checkpoints = Arc::new(AtomicUsize::new(0));
+        let count = checkpoints.clone();
+        p.net.set_checkpoint_notifier(Some(Arc::new(move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+        })));
+        for id in ["mirror0", "compare1", "compare0", "compare_out"] {
+            until(|| p.chardevs.query().iter().any(|c| c.label == id && c.filename.contains("<->"))).await;
+        }
+        for id in ["red0", "red1"] {
+            until(|| s.chardevs.query().iter().any(|c| c.label == id && c.filename.contains("<->"))).await;
+        }
+        Self { p, s, checkpoints }
+    }
+
+    /// A packet of the client: both guests get it, by the mirror.
+    async fn client(&self, frame: &Frame) -> TcpView {
+        let before = (self.p.card.got.lock().len(), self.s.card.got.lock().len());
+        self.p.wire.send(&frame.data).unwrap();
+        self.p.wait_for_frames(before.0 + 1).await;
+        self.s.wait_for_frames(before.1 + 1).await;
+        let last = self.s.card.got.lock().last().unwrap().clone();
+        tcp_of(&Frame::new(last))
+    }
+
+    async fn checkpoint(&self) {
+        self.s.net.set_running(false);
+        assert!(self.s.net.drain_outgoing(Duration::from_secs(5)).await);
+        self.p.net.set_running(false);
+        assert!(self.p.net.drain_mirrors(Duration::from_secs(5)).await);
+        let tables = serde_json::to_string(&self.p.net.export_tables()).unwrap();
+        self.s.net.discard_incoming().await;
+        self.p.net.compare_checkpoint_flush().await;
+        self.p.net.mirror_again();
+        self.p.net.set_running(true);
+        self.s.net.filters_checkpoint(&serde_json::from_str(&tables).unwrap());
+        self.s.net.set_running(true);
+    }
+}
+
+#[test]
+fn a_connection_is_answered_by_both_and_seen_once() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        pair.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
+        p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(p.wire_is_quiet(), "nothing leaves before the secondary has answered");
+        s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
+        assert_eq!(tcp_of(&Frame::new(p.next_on_wire().await)).seq, 5000);
+        let arrived = pair.client(&seg(ACK, 101, 5001, b"GET").inbound().frame()).await;
+        assert_eq!(arrived.ack, 9001, "the secondary hears its own numbers");
+        s.peer.send(seg(ACK, 9001, 104, b"answer").frame().data);
+        p.peer.send(seg(ACK, 5001, 104, b"answer").frame().data);
+        let answer = Frame::new(p.next_on_wire().await);
+        assert_eq!((tcp_of(&answer).seq, tcp_of(&answer).ack), (5001, 104));
+        assert!(s.wire_is_quiet(), "the secondary says nothing by itself");
+        assert_eq!(pair.checkpoints.load(Ordering::SeqCst), 0);
+        let stats = p.net.compare_stats().await;
+        assert_eq!(stats["comp0"].released, 2);
+    });
+}
+
+#[test]
+fn a_different_answer_asks_for_a_checkpoint_which_releases_the_primarys() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        p.peer.send(udp(b"random 1").data);
+        s.peer.send(udp(b"random 2").data);
+        until(|| pair.checkpoints.load(Ordering::SeqCst) > 0).await;
+        assert!(p.wire_is_quiet());
+        // Words of the old epoch that are still on their way count for nothing.
+        s.peer.send(udp(b"stale").data);
+        p.peer.send(udp(b"held").data);
+        pair.checkpoint().await;
+        assert_eq!(p.next_on_wire().await, udp(b"random 1").data);
+        assert_eq!(p.next_on_wire().await, udp(b"held").data);
+        s.peer.send(udp(b"next").data);
+        p.peer.send(udp(b"stale").data);
+        p.peer.send(udp(b"next").data);
+        assert_eq!(p.next_on_wire().await, udp(b"next").data);
+        assert!(p.wire_is_quiet());
+    });
+}
+
+#[test]
+fn frames_that_the_primarys_card_has_not_taken_are_mirrored_again() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        p.card.busy.store(true, Ordering::SeqCst);
+        s.card.busy.store(true, Ordering::SeqCst);
+        p.wire.send(&plain("waiting")).unwrap();
+        until(|| p.net.inner.netdevs.borrow()["hn0"].shared.queued_frames().len() == 1).await;
+        until(|| s.net.inner.netdevs.borrow()["hn0"].shared.queued_frames().len() == 1).await;
+        pair.checkpoint().await;
+        p.card.busy.store(false, Ordering::SeqCst);
+        s.card.busy.store(false, Ordering::SeqCst);
+        p.peer.flush_queued();
+        s.peer.flush_queued();
+        until(|| {
+            s.peer.flush_queued();
+            s.card.got.lock().len() == 1
+        })
+        .await;
+        assert_eq!(*p.card.got.lock(), [plain("waiting")]);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(*s.card.got.lock(), [plain("waiting")]);
+    });
+}
+
+#[test]
+fn the_secondary_hears_the_mirror_alone_until_it_takes_over() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        s.wire.send(&plain("from its own tap")).unwrap();
+        p.wire.send(&plain("mirrored")).unwrap();
+        s.wait_for_frames(1).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(*s.card.got.lock(), [plain("mirrored")]);
+        s.net.filters_failover();
+        s.wire.send(&plain("from its own tap")).unwrap();
+        s.wait_for_frames(2).await;
+        s.peer.send(plain("alone"));
+        assert_eq!(s.next_on_wire().await, plain("alone"));
+        s.net.self_announce(AnnounceParameters::default());
+        assert_eq!(s.next_on_wire().await[12..14], [0x80, 0x35]);
+    });
+}
+
+#[test]
+fn removing_the_objects_lets_everything_out_that_was_held() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let p = &pair.p;
+        for i in 0..20u8 {
+            p.peer.send(udp(&[i]).data);
+        }
+        // As the procedure has it: compare first, its output reaches the wire through redire0.
+        for id in ["comp0", "m0", "redire0", "redire1"] {
+            p.net.remove_object(id).await.unwrap();
+        }
+        for i in 0..20u8 {
+            assert_eq!(p.next_on_wire().await, udp(&[i]).data);
+        }
+        p.peer.send(plain("direct"));
+        assert_eq!(p.next_on_wire().await, plain("direct"));
+    });
+}
+
+#[test]
+fn settings_change_while_it_runs() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let compare = pair.p.net.compare("comp0").unwrap();
+        let get = |name| compare.get(name).unwrap();
+        assert_eq!(
+            (get("compare_timeout"), get("expired_scan_cycle"), get("max_queue_size")),
+            (json!(3000), json!(1000), json!(1024))
+        );
+        assert_eq!((get("iothread"), get("notify_dev")), (json!("/objects/iothread1"), json!("")));
+        for name in ["compare_timeout", "expired_scan_cycle", "max_queue_size"] {
+            let e = compare.set(name, &json!(0)).unwrap_err();
+            assert_eq!(e.message(), format!("Property 'colo-compare.{name}' requires a positive value"));
+        }
+        compare.set("compare_timeout", &json!(20)).unwrap();
+        compare.set("expired_scan_cycle", &json!(10)).unwrap();
+        pair.p.peer.send(udp(b"lonely").data);
+        until(|| pair.checkpoints.load(Ordering::SeqCst) > 1).await;
+    });
+}
+
+#[test]
+fn checkpoints_can_be_managed_from_outside() {
+    run(|| async {
+        let m = Machine::new().await;
+        for id in ["pin", "sin", "out", "nd"] {
+            m.chardev(&format!("socket,id={id},host=127.0.0.1,port=0,server=on,wait=off")).await;
+            m.chardev(&format!("socket,id={id}-peer,host=127.0.0.1,port={}", m.port_of(id))).await;
+        }
+        m.object(json!({"qom-type": "colo-compare", "id": "c0", "primary_in": "pin", "secondary_in": "sin",
+            "outdev": "out", "notify_dev": "nd", "iothread": "iothread1"}))
+            .unwrap();
+        let framed = |data: &[u8]| [&(data.len() as u32).to_be_bytes()[..], data].concat();
+        let attach = |id: &str| m.chardevs.attach(id).unwrap();
+        let mut notify = attach("nd-peer").into_stream();
+        let mut out = attach("out-peer").into_stream();
+        let writer = notify.writer();
+        let say = |text: &[u8]| writer.send(&[std::io::IoSlice::new(&framed(text))]).unwrap();
+        say(b"COLO_USERSPACE_PROXY_INIT");
+        assert_eq!(read(&mut notify).await, framed(b"COLO_COMPARE_GET_XEN_INIT"));
+        assert!(attach("pin-peer").write(&framed(&udp(b"one").data)));
+        assert!(attach("sin-peer").write(&framed(&udp(b"two").data)));
+        assert_eq!(read(&mut notify).await, framed(b"DO_CHECKPOINT"));
+        say(b"COLO_CHECKPOINT");
+        assert_eq!(read(&mut out).await, framed(&udp(b"one").data));
+    });
+}
+
+async fn read(stream: &mut lockstep_chardev::CharStream) -> Vec<u8> {
+    let mut buf = [0; 4096];
+    loop {
+        if stream.event(true).await == lockstep_chardev::StreamEvent::Readable
+            && let Ok(n) = stream.try_read(&mut buf)
+            && n > 0
+        {
+            return buf[..n].to_vec();
+        }
+    }
+}
