@@ -159,13 +159,13 @@ impl Receiver {
                 used += len;
                 match item {
                     Item::Ram(record) => self.ram.take(&record)?,
-                    Item::Command(Command::EnableColo) if self.may_colo => {
+                    Item::Command(Command::EnableColo) => {
+                        if !self.may_colo {
+                            bail!("ENABLE_COLO command come in migration stream, but x-colo capability is not set");
+                        }
                         if !std::mem::replace(&mut self.colo, true) {
                             self.ram.enable_cache(&self.list)?;
                         }
-                    }
-                    Item::Command(Command::EnableColo) => {
-                        bail!("ENABLE_COLO command come in migration stream, but x-colo capability is not set")
                     }
                     Item::Command(Command::OpenReturnPath) => self.return_path = true,
                     Item::Command(Command::Ping(value)) => return_path_message(&self.channel, PONG, value)?,

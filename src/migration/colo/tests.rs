@@ -1,1 +1,497 @@
+//! Pairs of machines of fakes, broken at every step and at every stretch of bytes. What must hold: the survivor is whole (RAM, device
+//! and disk of one epoch), and is not behind what the primary has released.
 
+use super::{CheckpointCause, StepHook, Steps};
+use crate::fake::{FakeMachine, FakeWorld};
+use crate::hooks::{LocalFuture, VmControl};
+use crate::{MigrateArguments, MigrationYank};
+use lockstep_event::Context;
+use std::cell::{Cell, RefCell};
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+async fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..20_000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_micros(500)).await;
+    }
+    panic!("waited too long: {what}");
+}
+
+fn in_context<F: Future<Output = ()>>(test: F) {
+    Context::new("main").unwrap().run(test);
+}
+
+/// Does something at the Nth time that a step is reached.
+struct AtStep {
+    step: &'static str,
+    left: Cell<u32>,
+    action: RefCell<Option<Box<dyn FnOnce()>>>,
+}
+
+impl AtStep {
+    fn new(step: &'static str, nth: u32) -> Rc<Self> {
+        Rc::new(Self { step, left: Cell::new(nth), action: RefCell::new(None) })
+    }
+
+    fn is_done(&self) -> bool {
+        self.left.get() == 0
+    }
+}
+
+impl StepHook for AtStep {
+    fn at(&self, step: &'static str) -> LocalFuture<'_, ()> {
+        if step == self.step && self.left.get() > 0 {
+            self.left.set(self.left.get() - 1);
+            if self.left.get() == 0
+                && let Some(action) = self.action.take()
+            {
+                action();
+            }
+        }
+        Box::pin(async {})
+    }
+}
+
+struct TestPair {
+    world: Rc<FakeWorld>,
+    primary: FakeMachine,
+    secondary: FakeMachine,
+    _dir: tempfile::TempDir,
+}
+
+impl TestPair {
+    /// Two machines that are not connected yet.
+    fn new(primary: Steps, secondary: Steps) -> Self {
+        let world = Rc::new(FakeWorld::default());
+        let (primary, secondary) = (FakeMachine::running(&world, primary), FakeMachine::new(&world, secondary));
+        for machine in [&primary, &secondary] {
+            machine.migration.set_capabilities([("x-colo", true)]).unwrap();
+        }
+        Self { world, primary, secondary, _dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self._dir.path().join(name).display().to_string()
+    }
+
+    async fn connect(&self) {
+        let uri = format!("unix:{}", self.path("s"));
+        self.connect_by(&uri).await;
+    }
+
+    async fn connect_by(&self, uri: &str) {
+        self.secondary.migration.start_incoming(&format!("unix:{}", self.path("s"))).unwrap();
+        self.primary.work(1);
+        let arguments = MigrateArguments { uri: Some(uri.to_owned()), ..MigrateArguments::default() };
+        self.primary.migration.migrate(&arguments).unwrap();
+        until("both are in COLO", || self.in_colo()).await;
+        assert_eq!(self.secondary.whole_epoch(), Ok(1));
+    }
+
+    fn in_colo(&self) -> bool {
+        let runs = |m: &FakeMachine| m.status() == "colo" && m.vm.is_running();
+        runs(&self.primary) && runs(&self.secondary)
+    }
+
+    /// The primary's guest works, and a checkpoint is asked for.
+    fn epoch(&self, epoch: u64) {
+        self.primary.work(epoch);
+        self.primary.migration.checkpoint_trigger().request(CheckpointCause::Mismatch);
+    }
+
+    /// A whole checkpoint.
+    async fn checkpoint(&self, epoch: u64) {
+        let count = |m: &FakeMachine| m.migration.checkpoint_statistics().count;
+        let (p, s) = (count(&self.primary), count(&self.secondary));
+        self.epoch(epoch);
+        until("a checkpoint is made", || count(&self.primary) > p && count(&self.secondary) > s).await;
+        assert_eq!(self.secondary.whole_epoch(), Ok(epoch));
+        assert_eq!(self.primary.contents(), self.secondary.contents());
+        assert_eq!(self.world.released.get(), epoch);
+    }
+
+    /// The secondary goes on alone, and is what it must be.
+    async fn secondary_survives(&self, case: &str) {
+        let s = &self.secondary;
+        // It may have been told already, at the step itself.
+        let _ = s.migration.colo_lost_heartbeat();
+        until(&format!("{case}: the secondary goes on alone"), || s.status() == "completed" && s.vm.is_running()).await;
+        let epoch = s.whole_epoch().unwrap_or_else(|e| panic!("{case}: {e}"));
+        assert_eq!(s.disks.epoch.get(), epoch, "{case}: the disk is of the same epoch");
+        assert!(
+            epoch >= self.world.released.get(),
+            "{case}: epoch {} was released, {epoch} survived",
+            self.world.released.get()
+        );
+        let status = s.migration.colo_status();
+        assert_eq!(
+            status,
+            serde_json::json!({"mode": "none", "last-mode": "secondary", "reason": "request"}),
+            "{case}"
+        );
+        let log = s.vm.take_log();
+        let count = |what: &str| log.iter().filter(|l| l.starts_with(what)).count();
+        assert_eq!(
+            (count("COLO_EXIT"), count("filters failover"), count("replication stop failover=true")),
+            (1, 1, 1),
+            "{case}"
+        );
+        assert!(s.vm.announced.get().is_some(), "{case}");
+    }
+
+    async fn primary_survives(&self, case: &str) {
+        let p = &self.primary;
+        let epoch = *p.device.epoch.lock();
+        let _ = p.migration.colo_lost_heartbeat();
+        until(&format!("{case}: the primary goes on alone"), || p.status() == "completed" && p.vm.is_running()).await;
+        assert_eq!(p.whole_epoch(), Ok(epoch), "{case}");
+        let log = p.vm.take_log();
+        let count = |what: &str| log.iter().filter(|l| l.starts_with(what)).count();
+        assert_eq!((count("COLO_EXIT"), count("replication stop failover=true")), (1, 1), "{case}");
+    }
+}
+
+const PRIMARY_STEPS: [&str; 6] =
+    ["primary-request", "primary-reply", "primary-stopped", "primary-send", "primary-received", "primary-loaded"];
+const SECONDARY_STEPS: [&str; 8] = [
+    "secondary-wait-request",
+    "secondary-request",
+    "secondary-stopped",
+    "secondary-validated",
+    "secondary-received",
+    "secondary-ram-applied",
+    "secondary-devices-applied",
+    "secondary-applied",
+];
+
+#[test]
+fn checkpoints_make_the_secondary_what_the_primary_was() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        assert_eq!(pair.primary.migration.colo_status()["mode"], "primary");
+        assert_eq!(pair.secondary.migration.colo_status()["mode"], "secondary");
+        for epoch in 2..8 {
+            pair.secondary.stray(epoch as u8);
+            pair.checkpoint(epoch).await;
+        }
+        let statistics = pair.primary.migration.checkpoint_statistics();
+        assert_eq!((statistics.count, statistics.causes[CheckpointCause::Mismatch as usize]), (6, 6));
+        assert!(statistics.bytes > 0 && statistics.pages > 0);
+        let log = pair.secondary.vm.take_log();
+        assert_eq!(log[..4], ["replication secondary", "RESUME", "STOP", "RESUME"]);
+    });
+}
+
+#[test]
+fn the_delay_makes_checkpoints_and_setting_it_makes_one_at_once() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.primary.migration.set_parameters([("x-checkpoint-delay", 5.into())]).unwrap();
+        let causes = || pair.primary.migration.checkpoint_statistics().causes;
+        until("three by the clock", || causes()[CheckpointCause::Timer as usize] >= 3).await;
+        assert_eq!(causes()[CheckpointCause::Parameter as usize], 1);
+    });
+}
+
+#[test]
+fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
+    for (side, steps) in [(0, &PRIMARY_STEPS[..]), (1, &SECONDARY_STEPS[..])] {
+        for step in steps {
+            in_context(async {
+                let hook = AtStep::new(step, 2);
+                let hooks = [Steps::new(hook.clone()), Steps::default()];
+                let [a, b] = if side == 0 {
+                    hooks
+                } else {
+                    let [a, b] = hooks;
+                    [b, a]
+                };
+                let pair = TestPair::new(a, b);
+                pair.connect().await;
+                let yanks: Vec<MigrationYank> = [&pair.primary, &pair.secondary].map(|m| m.migration.yank()).into();
+                *hook.action.borrow_mut() = Some(Box::new(move || yanks.iter().for_each(MigrationYank::pull)));
+                if *step != "secondary-wait-request" {
+                    pair.checkpoint(2).await;
+                }
+                pair.epoch(3);
+                until(&format!("{step} is reached"), || hook.is_done()).await;
+                pair.secondary_survives(step).await;
+                pair.primary_survives(step).await;
+            });
+        }
+    }
+}
+
+#[test]
+fn a_failover_asked_for_at_any_step_of_the_secondary_is_done() {
+    for step in SECONDARY_STEPS {
+        in_context(async {
+            let hook = AtStep::new(step, 2);
+            let pair = TestPair::new(Steps::default(), Steps::new(hook.clone()));
+            pair.connect().await;
+            let migration = pair.secondary.migration.clone();
+            *hook.action.borrow_mut() = Some(Box::new(move || migration.colo_lost_heartbeat().unwrap()));
+            if step != "secondary-wait-request" {
+                pair.checkpoint(2).await;
+            }
+            pair.epoch(3);
+            until(&format!("{step} is reached"), || hook.is_done()).await;
+            pair.secondary_survives(step).await;
+            let applied =
+                ["secondary-received", "secondary-ram-applied", "secondary-devices-applied", "secondary-applied"];
+            if applied.contains(&step) {
+                assert_eq!(pair.secondary.whole_epoch(), Ok(3), "{step}: a checkpoint that was received is applied");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_failover_asked_for_at_any_step_of_the_primary_is_done() {
+    for step in PRIMARY_STEPS {
+        in_context(async {
+            let hook = AtStep::new(step, 2);
+            let pair = TestPair::new(Steps::new(hook.clone()), Steps::default());
+            pair.connect().await;
+            let migration = pair.primary.migration.clone();
+            *hook.action.borrow_mut() = Some(Box::new(move || migration.colo_lost_heartbeat().unwrap()));
+            pair.checkpoint(2).await;
+            pair.epoch(3);
+            until(&format!("{step} is reached"), || hook.is_done()).await;
+            pair.primary_survives(step).await;
+            pair.secondary_survives(step).await;
+        });
+    }
+}
+
+/// Carries bytes between the two sides until so many have gone from the primary.
+fn proxy(listen: &Path, target: String, cut_after: u64) -> Arc<AtomicU64> {
+    let (listener, count) = (UnixListener::bind(listen).unwrap(), Arc::new(AtomicU64::new(0)));
+    let counted = count.clone();
+    std::thread::spawn(move || {
+        let (mut primary, _) = listener.accept().unwrap();
+        let mut secondary = UnixStream::connect(target).unwrap();
+        let (mut back_from, mut back_to) = (secondary.try_clone().unwrap(), primary.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut back_from, &mut back_to);
+            let _ = back_to.shutdown(Shutdown::Both);
+        });
+        let mut buf = [0; 65536];
+        loop {
+            let left = cut_after - counted.load(Ordering::SeqCst);
+            let want = buf.len().min(left as usize);
+            match primary.read(&mut buf[..want]) {
+                Ok(n) if n > 0 => {
+                    counted.fetch_add(n as u64, Ordering::SeqCst);
+                    if secondary.write_all(&buf[..n]).is_err() {
+                        break;
+                    }
+                }
+                _ => break,
+            }
+        }
+        let _ = primary.shutdown(Shutdown::Both);
+        let _ = secondary.shutdown(Shutdown::Both);
+    });
+    count
+}
+
+#[test]
+fn a_channel_that_dies_at_any_byte_of_a_checkpoint_leaves_a_whole_secondary() {
+    // Where the second checkpoint lies in the stream.
+    let range = Rc::new(Cell::new((0, 0)));
+    let found = range.clone();
+    in_context(async move {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        let count = proxy(Path::new(&pair.path("p")), pair.path("s"), u64::MAX);
+        pair.connect_by(&format!("unix:{}", pair.path("p"))).await;
+        pair.checkpoint(2).await;
+        let from = count.load(Ordering::SeqCst);
+        pair.checkpoint(3).await;
+        found.set((from, count.load(Ordering::SeqCst)));
+    });
+    let (from, to) = range.get();
+    assert!(to - from > 10_000, "{from} to {to}");
+    // Every byte of the heads and the tail (devices), and a sample of the pages.
+    let cuts = (from..from + 40)
+        .chain((from + 40..to - 700).step_by(4001))
+        .chain((to - 700..to).step_by(13))
+        .chain(to - 20..to);
+    for cut in cuts {
+        in_context(async {
+            let pair = TestPair::new(Steps::default(), Steps::default());
+            proxy(Path::new(&pair.path("p")), pair.path("s"), cut);
+            pair.connect_by(&format!("unix:{}", pair.path("p"))).await;
+            pair.checkpoint(2).await;
+            pair.epoch(3);
+            let case = format!("byte {}", cut - from);
+            let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+            until(&case, || told(&pair.secondary) && told(&pair.primary)).await;
+            assert_eq!(pair.secondary.whole_epoch(), Ok(2), "{case}: nothing of an unfinished checkpoint shows");
+            assert_eq!(pair.world.released.get(), 2, "{case}: nothing is released before it is received");
+            pair.secondary_survives(&case).await;
+        });
+    }
+}
+
+#[test]
+fn a_secondary_notices_a_bad_device_before_it_says_received() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        // The device's own check refuses this one.
+        pair.primary.work(3);
+        *pair.primary.device.epoch.lock() = 1 << 40;
+        pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
+        until("it fell apart", || pair.secondary.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error")).await;
+        assert_eq!(pair.secondary.whole_epoch(), Ok(2));
+        assert_eq!(pair.world.released.get(), 2);
+        pair.secondary_survives("bad device").await;
+    });
+}
+
+#[test]
+fn a_lost_disk_write_ends_the_pair_before_the_next_checkpoint() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.world.write_error.set(true);
+        pair.epoch(3);
+        until("it fell apart", || pair.primary.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error")).await;
+        assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(2), 2));
+        assert!(pair.primary.vm.is_running(), "it was not stopped for it");
+        pair.primary_survives("lost write").await;
+    });
+}
+
+#[test]
+fn a_primary_notices_between_checkpoints_that_its_peer_died() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.secondary.migration.yank().pull();
+        until("the primary tells", || pair.primary.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error")).await;
+        let status = pair.primary.migration.colo_status();
+        assert_eq!(status, serde_json::json!({"mode": "primary", "last-mode": "none", "reason": "none"}));
+        assert_eq!(pair.primary.status(), "colo", "QEMU too stays so until it is told");
+        pair.primary_survives("peer died").await;
+        assert_eq!(pair.primary.migration.colo_status()["last-mode"], "primary");
+    });
+}
+
+#[test]
+fn a_frozen_peer_does_not_hold_up_a_failover() {
+    in_context(async {
+        // The secondary's loop stops at the step for ever: it reads nothing and says nothing.
+        struct Freeze(Rc<AtStep>);
+        impl StepHook for Freeze {
+            fn at(&self, step: &'static str) -> LocalFuture<'_, ()> {
+                drop(self.0.at(step));
+                match self.0.is_done() {
+                    true => Box::pin(std::future::pending()),
+                    false => Box::pin(async {}),
+                }
+            }
+        }
+        for step in ["secondary-wait-request", "secondary-stopped", "secondary-received"] {
+            let at = AtStep::new(step, 2);
+            let pair = TestPair::new(Steps::default(), Steps::new(Rc::new(Freeze(at.clone()))));
+            pair.connect().await;
+            // With a checkpoint too large for the socket's buffer.
+            pair.primary.work(2);
+            (0..200).for_each(|page| pair.primary.ram.blocks()[0].write(page * 4096 + 64, &[page as u8 | 1]).unwrap());
+            pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Mismatch);
+            if step != "secondary-wait-request" {
+                until("the first one", || pair.primary.migration.checkpoint_statistics().count == 1).await;
+                pair.epoch(3);
+            }
+            until(&format!("{step} is reached"), || at.is_done()).await;
+            pair.primary_survives(step).await;
+        }
+    });
+}
+
+#[test]
+fn misuse_gets_clean_errors() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        let e = pair.primary.migration.colo_lost_heartbeat().unwrap_err();
+        assert_eq!(e.message(), "VM is not in COLO mode");
+        assert_eq!(
+            pair.primary.migration.colo_status(),
+            serde_json::json!({"mode": "none", "last-mode": "none", "reason": "none"})
+        );
+        pair.connect().await;
+        let arguments = MigrateArguments { uri: Some("tcp:127.0.0.1:1".into()), ..MigrateArguments::default() };
+        for machine in [&pair.primary, &pair.secondary] {
+            let e = machine.migration.migrate(&arguments).unwrap_err();
+            assert_eq!(e.message(), "There's a migration process in progress");
+            let e = machine.migration.set_capabilities([("x-colo", false)]).unwrap_err();
+            assert_eq!(e.message(), "There's a migration process in progress");
+            assert_eq!(machine.status(), "colo");
+        }
+        pair.primary.migration.cancel();
+        pair.checkpoint(2).await;
+        pair.primary.migration.colo_lost_heartbeat().unwrap();
+        let e = pair.primary.migration.colo_lost_heartbeat().unwrap_err();
+        assert_eq!(e.message(), "COLO failover is already activated");
+        assert_eq!(pair.primary.migration.colo_status()["reason"], "processing");
+        pair.primary_survives("misuse").await;
+    });
+}
+
+#[test]
+fn a_user_who_stopped_the_guest_finds_it_stopped_after_a_checkpoint() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.primary.vm.stop(crate::hooks::StopReason::Migration).await.unwrap();
+        pair.checkpoint(2).await;
+        assert_eq!(pair.primary.vm.run_state(), "paused");
+    });
+}
+
+#[test]
+fn roles_change_as_often_as_wanted() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.primary.migration.yank().pull();
+        pair.secondary_survives("first").await;
+        let mut survivor = pair.secondary;
+        for round in 0..3 {
+            let next = FakeMachine::new(&pair.world, Steps::default());
+            next.migration.set_capabilities([("x-colo", true)]).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let uri = format!("unix:{}", dir.path().join("s").display());
+            next.migration.start_incoming(&uri).unwrap();
+            *survivor.net.connections.borrow_mut() = Some(serde_json::json!([round]));
+            survivor.migration.set_capabilities([("x-colo", true)]).unwrap();
+            survivor.migration.migrate(&MigrateArguments { uri: Some(uri), ..MigrateArguments::default() }).unwrap();
+            let next_pair = TestPair { world: pair.world.clone(), primary: survivor, secondary: next, _dir: dir };
+            until("both are in COLO", || next_pair.in_colo()).await;
+            assert_eq!(next_pair.primary.migration.colo_status()["last-mode"], "secondary");
+            *next_pair.primary.net.connections.borrow_mut() = Some(serde_json::json!([round, "later"]));
+            next_pair.checkpoint(10 + round).await;
+            let travelled = next_pair.secondary.net.connections.borrow().clone();
+            assert_eq!(travelled, Some(serde_json::json!([round, "later"])), "offsets travel");
+            next_pair.primary.migration.yank().pull();
+            next_pair.secondary_survives("later").await;
+            survivor = next_pair.secondary;
+        }
+    });
+}

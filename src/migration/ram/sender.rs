@@ -130,14 +130,13 @@ impl RamSender {
     fn take_next(&mut self) -> Option<(usize, u64)> {
         let (mut block, mut word) = self.cursor;
         for _ in 0..=self.blocks.len() {
-            if let Some(words) = self.dirty.get_mut(block) {
-                if let Some(at) = words[word..].iter().position(|w| *w != 0).map(|at| at + word) {
-                    let bit = words[at].trailing_zeros();
-                    words[at] &= words[at] - 1;
-                    self.dirty_pages -= 1;
-                    self.cursor = (block, at);
-                    return Some((block, at as u64 * 64 + u64::from(bit)));
-                }
+            let words = self.dirty.get_mut(block).map_or(&mut [][..], |words| &mut words[word..]);
+            if let Some(at) = words.iter().position(|w| *w != 0) {
+                let bit = words[at].trailing_zeros();
+                words[at] &= words[at] - 1;
+                self.dirty_pages -= 1;
+                self.cursor = (block, word + at);
+                return Some((block, (word + at) as u64 * 64 + u64::from(bit)));
             }
             block = if block + 1 >= self.blocks.len() { 0 } else { block + 1 };
             word = 0;
