@@ -27,7 +27,8 @@ pub struct Environment {
     pub frames: Frames,
     /// Guest memory.
     pub ram: RamList,
-    /// Device state. A section `ram` is reserved in it where QEMU has it (after `timer` and the network's).
+    /// Device state. A section `ram` is reserved in it where QEMU has it: not as the first one, for QEMU mistakes
+    /// parts of a section with the number 0.
     pub states: StateRegistry,
     /// The section `globalstate`, which is registered in `states`.
     pub global_state: Arc<GlobalState>,

@@ -28,3 +28,5 @@ pub use status::{Counters, MigrationInfo, Status};
 mod fake;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_qemu;

@@ -495,3 +495,27 @@ fn roles_change_as_often_as_wanted() {
         }
     });
 }
+
+/// Figures, not a claim: how long an idle primary stands still when nothing but the protocol takes time.
+#[test]
+#[ignore = "prints figures"]
+fn pauses_of_an_idle_pair() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.secondary.migration.start_incoming("tcp:127.0.0.1:0").unwrap();
+        let address = pair.secondary.migration.info().to_json()["socket-address"][0]["port"].clone();
+        let uri = Some(format!("tcp:127.0.0.1:{}", address.as_str().unwrap()));
+        pair.primary.migration.migrate(&MigrateArguments { uri, ..MigrateArguments::default() }).unwrap();
+        until("both are in COLO", || pair.in_colo()).await;
+        for _ in 0..500 {
+            let count = pair.primary.migration.checkpoint_statistics().count;
+            pair.primary.work(count);
+            pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
+            while pair.primary.migration.checkpoint_statistics().count == count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        println!("{}", pair.primary.migration.checkpoint_statistics().to_json());
+        println!("{}", pair.secondary.migration.checkpoint_statistics().to_json());
+    });
+}

@@ -74,3 +74,5 @@ impl Command {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::{blocks_of, find_json};

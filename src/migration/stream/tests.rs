@@ -263,7 +263,7 @@ fn a_stream_of_qemu_is_read_to_its_last_byte() {
     assert!(pages >= blocks.iter().map(|b| b.1 / PAGE as u64).sum::<u64>(), "the first pass sends every page");
 }
 
-fn find_json(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn find_json(bytes: &[u8]) -> Option<usize> {
     (0..bytes.len()).rev().find(|&at| {
         at >= 5
             && bytes[at] == b'{'
@@ -273,7 +273,7 @@ fn find_json(bytes: &[u8]) -> Option<usize> {
     })
 }
 
-fn blocks_of(bytes: &[u8]) -> Vec<(String, u64)> {
+pub(crate) fn blocks_of(bytes: &[u8]) -> Vec<(String, u64)> {
     let start = bytes.windows(4).position(|w| w == b"\x03ram").unwrap() + 4 + 8;
     let mut input = Decoder::new(&bytes[start..]);
     let total = input.get_u64().unwrap() & !0xfff;
