@@ -127,6 +127,12 @@ impl Items {
         }
     }
 
+    /// The file that a key selects.
+    pub(super) fn file_name(&self, key: u16) -> Option<&str> {
+        let n = (key & !WRITE_CHANNEL).checked_sub(key::FIRST_FILE)?;
+        self.files.keys().nth(n.into()).map(String::as_str)
+    }
+
     fn blob(&self, key: u16) -> Option<&Blob> {
         match key {
             k if k & ARCHITECTURE == 0 && k >= key::FIRST_FILE => {

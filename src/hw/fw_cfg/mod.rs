@@ -55,7 +55,10 @@ pub mod key {
 pub struct FwCfg {
     state: Mutex<State>,
     memory: AddressSpace,
+    selected: Mutex<Vec<(String, SelectHook)>>,
 }
+
+type SelectHook = Arc<dyn Fn() + Send + Sync>;
 
 struct State {
     items: Items,
@@ -66,7 +69,7 @@ impl FwCfg {
     /// The device at its usual ports.
     pub fn new(board: &Board) -> Arc<Self> {
         let state = Mutex::new(State { items: Items::default(), window: Window::default() });
-        let device = Arc::new(Self { state, memory: board.memory_space.clone() });
+        let device = Arc::new(Self { state, memory: board.memory_space.clone(), selected: Mutex::default() });
         let (reader, writer) = (device.clone(), device.clone());
         let ports = io_handler(
             AccessRules { unaligned: true, ..AccessRules::sizes(1, 2) },
@@ -148,10 +151,22 @@ impl FwCfg {
         self.state.lock().window = Window::default();
     }
 
+    /// Has `f` called each time a file is selected, before it is read.
+    pub fn on_select(&self, name: &str, f: impl Fn() + Send + Sync + 'static) {
+        self.selected.lock().push((name.to_owned(), Arc::new(f)));
+    }
+
     fn select(&self, key: u16) {
-        let mut state = self.state.lock();
-        let known = state.items.in_range(key);
-        state.window.select(key, known);
+        let hook = {
+            let mut state = self.state.lock();
+            let known = state.items.in_range(key);
+            state.window.select(key, known);
+            let name = state.items.file_name(key);
+            name.and_then(|n| self.selected.lock().iter().find(|(of, _)| of == n).map(|(_, hook)| hook.clone()))
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
     }
 
     fn read_byte(&self) -> u8 {

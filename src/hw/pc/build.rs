@@ -6,16 +6,19 @@ use lockstep_memory::Region;
 use lockstep_util::{Result, size::MIB};
 use parking_lot::Mutex;
 
-use super::{BootEntry, DiskCmos, IsaBus, PcConfig, boot, cmos, firmware, kernel, parts, types};
+use super::{BootEntry, DiskCmos, IsaBus, PcConfig, boot, cmos, firmware, kernel, parts, smbios, types};
 use crate::{
-    acpi::pm::{I2cBus, Piix4Pm, PmConfig},
+    acpi::{
+        pm::{I2cBus, Piix4Pm, PmConfig},
+        tables::{AcpiConfig, AcpiTables, Ports},
+    },
     chipset::{
         add_dummy_ports,
         i440fx::{I440fx, PciHost},
         piix3::Piix3,
     },
-    core::{Board, BusNode, IrqLine, IrqSink, QomParent},
-    fw_cfg::FwCfg,
+    core::{Board, BusNode, IrqLine, IrqSink, QomParent, ResetPhase},
+    fw_cfg::{FwCfg, key},
     ide::{PIIX3_IDE, Piix3Ide},
     input::{
         i8042::{I8042, Pins},
@@ -29,6 +32,7 @@ use crate::{
     pci::PciBus,
     rtc::Rtc,
     timer::{
+        hpet::{HPET_ADDRESS, HPET_BLOCK_ID, HPET_SIZE, Hpet},
         pcspk::Speaker,
         pit::{KernelPit, Pit, PitBackend},
     },
@@ -201,7 +205,9 @@ impl PcMachine {
         let properties = parts::properties(board, &types::PIIX3, &settled)?;
         let device = Arc::new(parts::WithBuses(bridge.clone(), vec![isa_node.clone()]));
         let piix_path = parts::plug(board, &types::PIIX3, &pci_node, unattached(), device, properties).path.clone();
-        let rtc = Rtc::new(board, config.rtc, isa_irqs[8].clone());
+        let hpet = config.hpet.then(|| Hpet::new(board, &gsis));
+        let rtc_irq = hpet.as_ref().map_or_else(|| isa_irqs[8].clone(), Hpet::rtc_line);
+        let rtc = Rtc::new(board, config.rtc, rtc_irq);
         let resets = rtc.clone();
         let device = parts::BoardDevice::new(move |_| resets.reset());
         let properties = parts::properties(board, &types::RTC, &[])?;
@@ -238,7 +244,7 @@ impl PcMachine {
         hooks.make_devices(Stage::Drives, &machine)?;
         machine.add_controllers()?;
         hooks.make_devices(Stage::Display, &machine)?;
-        machine.add_timers()?;
+        machine.add_timers(hpet)?;
         hooks.make_devices(Stage::SuperIo, &machine)?;
         machine.add_input(hooks)?;
         if machine.pm.is_some() {
@@ -339,8 +345,16 @@ impl PcMachine {
         Ok(())
     }
 
-    fn add_timers(&self) -> Result<()> {
+    fn add_timers(&self, hpet: Option<Arc<Hpet>>) -> Result<()> {
         let board = &self.board;
+        if let Some(hpet) = &hpet {
+            board.states.register("hpet", hpet.clone());
+            let resets = hpet.clone();
+            let device = parts::BoardDevice::new(move |_| resets.reset())
+                .with_line(format!("mmio {HPET_ADDRESS:016x}/{HPET_SIZE:016x}"));
+            let properties = parts::properties(board, &types::HPET, &[("hpet-intcap", 4.to_string())])?;
+            parts::plug(board, &types::HPET, &board.tree.root(), QomParent::Unattached, Arc::new(device), properties);
+        }
         let pit: Arc<dyn PitBackend> = match &self.controllers {
             Controllers::Kernel(chip) => {
                 let pit = KernelPit::new(board, chip.clone());
@@ -361,6 +375,9 @@ impl PcMachine {
         let device = parts::BoardDevice::new(move |_| resets.reset());
         let properties = parts::properties(board, kind, &[("iobase", 0x40.to_string())])?;
         parts::plug(board, kind, &self.isa_node, QomParent::Unattached, Arc::new(device), properties);
+        if let Some(hpet) = hpet {
+            hpet.map(board, pit.clone());
+        }
         let speaker = Speaker::new(board, pit);
         board.states.register("pcspk", speaker);
         let properties = parts::properties(board, &types::SPEAKER, &[])?;
@@ -423,7 +440,36 @@ impl PcMachine {
         entries.extend_from_slice(boot_entries);
         self.fw_cfg.set_file("bootorder", boot::order(&entries, self.config.boot.strict))?;
         self.fw_cfg.set_file("bios-geometry", vec![])?;
+        let (anchor, tables) = smbios::build(&self.config);
+        self.fw_cfg.set_file("etc/smbios/smbios-anchor", anchor)?;
+        self.fw_cfg.set_file("etc/smbios/smbios-tables", tables)?;
+        if let Some(pm) = &self.pm {
+            self.fw_cfg.set_file("etc/system-states", pm.system_states())?;
+            let (pm, config, serial, parallel) =
+                (pm.clone(), self.config.clone(), self.has_port(0x3f8), self.has_port(0x378));
+            let serial = [serial, self.has_port(0x2f8)];
+            let floppy = self.has_port(0x3f2);
+            let tables = AcpiTables::new(&self.board, &self.fw_cfg, move || AcpiConfig {
+                apic_ids: config.cpus.iter().map(|c| c.apic_id as u8).collect(),
+                pci_hole: config.below_4g() as u32,
+                pm_base: pm.port_base(),
+                hpet: config.hpet,
+                s3: !pm.config().disable_s3,
+                s4: !pm.config().disable_s4,
+                s4_value: pm.config().s4_value,
+                ports: Ports { i8042: config.i8042, floppy, parallel, serial },
+            })?;
+            self.board.resets.register(ResetPhase::Devices, move |_| tables.reset());
+        }
+        if self.config.hpet {
+            self.fw_cfg.set(key::HPET, hpet_configuration());
+        }
         Ok(())
+    }
+
+    /// Whether a device answers at a port.
+    fn has_port(&self, port: u64) -> bool {
+        self.board.port_space.view().find(port).is_some()
     }
 
     /// Changes the boot order (`boot_set`, `-boot once=`).
@@ -462,6 +508,16 @@ impl PcMachine {
     pub fn ram_mib(&self) -> u64 {
         self.config.ram_size / MIB
     }
+}
+
+/// What firmware without ACPI tables of its own is told of the HPET: one, its block, its address, no minimum tick, no protection.
+fn hpet_configuration() -> Vec<u8> {
+    let mut bytes = vec![1];
+    bytes.extend(HPET_BLOCK_ID.to_le_bytes());
+    bytes.extend(HPET_ADDRESS.to_le_bytes());
+    // Places for eight.
+    bytes.resize(1 + 8 * 15, 0);
+    bytes
 }
 
 fn report(what: &str, result: Result<()>) {

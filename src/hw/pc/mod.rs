@@ -11,6 +11,7 @@ mod e820;
 mod firmware;
 mod kernel;
 mod parts;
+mod smbios;
 mod types;
 
 #[cfg(test)]

@@ -118,6 +118,7 @@ fn sections_come_in_qemus_order() {
         "i8259/0",
         "i8259/1",
         "ioapic/0",
+        "hpet/0",
         "i8254/0",
         "pcspk/0",
         "ps2kbd/0",
@@ -133,4 +134,46 @@ fn a_missing_bios_is_reported_in_the_known_words() {
     let (board, _folder) = board();
     let e = PcMachine::build(PcConfig { bios: "nope".into(), ..config() }, &board, &mut Bare).err().unwrap();
     assert_eq!(e.message(), "could not load PC BIOS 'nope'");
+}
+
+#[test]
+fn firmware_finds_its_files() {
+    let m = machine();
+    m.finish(&[BootEntry { index: 2, path: "/b".into() }, BootEntry { index: 1, path: "/a".into() }]).unwrap();
+    let files = m.fw_cfg.files();
+    let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+    let wanted = [
+        "bios-geometry",
+        "bootorder",
+        "etc/acpi/rsdp",
+        "etc/acpi/tables",
+        "etc/boot-fail-wait",
+        "etc/e820",
+        "etc/smbios/smbios-anchor",
+        "etc/smbios/smbios-tables",
+        "etc/system-states",
+        "etc/table-loader",
+    ];
+    assert_eq!(names, wanted);
+    assert_eq!(m.fw_cfg.file("bootorder").unwrap(), b"/a\n/b\0");
+    assert_eq!(m.fw_cfg.file("etc/system-states").unwrap(), [0x80, 0, 0, 0x81, 0x82, 0x80]);
+    assert_eq!(m.fw_cfg.file("etc/boot-fail-wait").unwrap(), [0xff; 4]);
+    let e820 = m.fw_cfg.file("etc/e820").unwrap();
+    assert_eq!(
+        (e820.len(), &e820[20..], e820[16]),
+        (40, &[&[0u8; 8][..], &[0, 0, 0, 0x20, 0, 0, 0, 0], &[1, 0, 0, 0]].concat()[..], 2)
+    );
+}
+
+#[test]
+fn the_machine_says_of_itself_what_the_documented_one_does() {
+    let m = machine();
+    m.finish(&[]).unwrap();
+    let anchor = m.fw_cfg.file("etc/smbios/smbios-anchor").unwrap();
+    let wanted = "5f534d5f001f020852000000000000005f444d495f00440100000000080028";
+    assert_eq!(anchor.iter().map(|b| format!("{b:02x}")).collect::<String>(), wanted);
+    let tables = m.fw_cfg.file("etc/smbios/smbios-tables").unwrap();
+    let cpu = tables.windows(4).position(|w| w == [4, 0x2a, 0, 4]).unwrap();
+    let wanted = [1, 3, 0xfe, 2, 0xb1, 0x0f, 6, 0, 0xfd, 0xfb, 0x8b, 7, 3, 0, 0, 0, 0xd0, 7, 0xd0, 7, 0x41, 1];
+    assert_eq!(tables[cpu + 4..cpu + 26], wanted);
 }

@@ -89,6 +89,18 @@ pub(super) static KVM_IOAPIC: DeviceType = kind(
     &[&[of("gsi_base", U32, "0")]],
 );
 
+pub(super) static HPET: DeviceType = kind(
+    "hpet",
+    "System",
+    SYSBUS,
+    &[&[
+        of("timers", U8, "3"),
+        of("msi", Bool, "off"),
+        of("hpet-intcap", U32, "0"),
+        of("hpet-offset-saved", Bool, "on"),
+    ]],
+);
+
 const PIC_PROPERTIES: &[&[Property]] = &[&[
     of("iobase", U32, "4294967295"),
     of("elcr_addr", U32, "4294967295"),
@@ -163,6 +175,7 @@ pub static BOARD_TYPES: &[&DeviceType] = &[
     &FW_CFG,
     &IOAPIC,
     &KVM_IOAPIC,
+    &HPET,
     &I8259,
     &KVM_I8259,
     &PIT,

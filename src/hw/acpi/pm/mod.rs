@@ -136,6 +136,23 @@ impl Piix4Pm {
         Ok(pm)
     }
 
+    /// What the machine settled.
+    pub fn config(&self) -> &PmConfig {
+        &self.config
+    }
+
+    /// The base of the power management ports, as firmware set it.
+    pub fn port_base(&self) -> u16 {
+        self.function.with_config(|c| c.u16(PM_BASE)) & 0xffc0
+    }
+
+    /// The file `etc/system-states`: which sleep states there are, and their types.
+    pub fn system_states(&self) -> Vec<u8> {
+        let c = &self.config;
+        let there = |disabled: bool| if disabled { 0 } else { 0x80 };
+        vec![0x80, 0, 0, 1 | there(c.disable_s3), c.s4_value | there(c.disable_s4), 0x80]
+    }
+
     fn add_ports(self: &Arc<Self>, board: &Board) {
         let words = |name: &str, at: u64, size: u64| {
             let (reader, writer) = (self.clone(), self.clone());
