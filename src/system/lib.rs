@@ -9,6 +9,7 @@ pub mod monitor;
 pub mod objects;
 pub mod qmp;
 pub mod qom;
+pub mod qtest;
 pub mod runstate;
 pub mod startup;
 pub mod vm;

@@ -136,8 +136,6 @@ pub struct MachineOptions {
     pub hpet: bool,
     /// Whether there is ACPI.
     pub acpi: bool,
-    /// Whether there is a USB controller by default.
-    pub usb: bool,
     /// Whether there is VMware's backdoor port.
     pub vmport: bool,
     /// Whether firmware may use a screen.
@@ -196,7 +194,6 @@ impl MachineOptions {
             reboot_timeout: None,
             hpet: true,
             acpi: true,
-            usb: line.has("usb"),
             vmport: true,
             graphics: !line.has("nographic"),
             kernel: line.last("kernel").map(|o| o.value.clone()),
@@ -253,7 +250,6 @@ impl MachineOptions {
                         .collect();
                 }
                 ("graphics", _) => self.graphics = on()?,
-                ("usb", _) => self.usb = on()?,
                 ("kernel", _) => self.kernel = Some(value.clone()),
                 ("initrd", _) => self.initrd = Some(value.clone()),
                 ("append", _) => self.append = Some(value.clone()),

@@ -59,10 +59,9 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("cdrom", "cdrom file", "image of the CD-ROM (disk 2)"),
     takes("blockdev", "blockdev [driver=]driver[,node-name=N][,...]", "add a block node"),
     takes("drive", "drive [file=file][,if=type][,id=name][,...]", "add a disk with its block nodes"),
-    takes("display", "display none|vnc=<display>", "how to show the guest's screen"),
+    takes("display", "display none", "how to show the guest's screen"),
     flag("nographic", "no screen; serial port and monitor on the terminal"),
     takes("vga", "vga std|none", "video card"),
-    takes("vnc", "vnc <display>", "shorthand for -display vnc=<display>"),
     takes("netdev", "netdev tap|bridge|socket|stream|dgram,id=str[,...]", "add a network backend"),
     takes("net", "net none", "no default network card"),
     takes("nic", "nic none", "no default network card"),
@@ -82,7 +81,6 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("pidfile", "pidfile file", "write the process id to a file"),
     flag("S", "do not start the guest at once ('cont' starts it)"),
     takes("L", "L path", "folder of firmware images, searched first"),
-    takes("add-fd", "add-fd fd=fd,set=set[,opaque=opaque]", "add a file descriptor to a set"),
     flag("no-reboot", "exit instead of rebooting"),
     flag("no-shutdown", "stop instead of exiting when the guest powers off"),
     takes(
@@ -100,11 +98,9 @@ pub static OPTIONS: &[OptionDef] = &[
     flag("only-migratable", "refuse devices that cannot migrate"),
     flag("nodefaults", "no default devices"),
     flag("no-user-config", "read no configuration files of the user"),
-    takes("msg", "msg [timestamp[=on|off]][,guest-name=[on|off]]", "the form of error messages"),
     takes("object", "object TYPENAME[,PROP1=VALUE1,...]", "add an object ('-object help')"),
     takes("qtest", "qtest dev", "qtest protocol on a character device"),
     takes("qtest-log", "qtest-log file", "log of the qtest protocol"),
-    flag("usb", "a USB controller if the machine has none"),
 ];
 
 /// The text of `-help`.

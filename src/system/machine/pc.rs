@@ -35,6 +35,8 @@ impl Pc {
 /// What serial ports are connected to: ids of character devices, `None` for nothing.
 struct Ports {
     serial: Vec<Option<String>>,
+    parallel: Option<Option<String>>,
+    debugcon: Option<String>,
 }
 
 struct Hooks<'a> {
@@ -70,6 +72,14 @@ impl PcHooks for Hooks<'_> {
                     let mut options = vec![("index".to_owned(), PropertyInput::Text(n.to_string()))];
                     options.extend(chardev.iter().map(|id| ("chardev".to_owned(), PropertyInput::Text(id.clone()))));
                     self.default_device("isa-serial", &options)?;
+                }
+                if let Some(chardev) = &self.ports.parallel {
+                    let options: Vec<_> =
+                        chardev.iter().map(|id| ("chardev".to_owned(), PropertyInput::Text(id.clone()))).collect();
+                    self.default_device("isa-parallel", &options)?;
+                }
+                if let Some(id) = &self.ports.debugcon {
+                    self.default_device("isa-debugcon", &[("chardev".to_owned(), PropertyInput::Text(id.clone()))])?;
                 }
                 Ok(())
             }
@@ -134,7 +144,7 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         }),
         floppy_drive: defaults,
         serial: [!ports.serial.is_empty(), ports.serial.len() > 1],
-        parallel: false,
+        parallel: ports.parallel.is_some(),
         machine_name: options.machine.name.to_owned(),
         files: firmware_files(line)?,
     };
@@ -247,10 +257,24 @@ async fn ports(vm: &Rc<Vm>, line: &CommandLine) -> Result<Ports> {
     } else if serial.is_empty() && !line.has("nodefaults") {
         serial.push(None);
     }
-    Ok(Ports { serial })
+    let parallel = match line.last("parallel") {
+        Some(o) if o.value == "none" => None,
+        Some(o) => Some(port_chardev(vm, "parallel0", &o.value).await.map_err(|e| o.locate(e))?),
+        None => (!line.has("nodefaults")).then_some(None),
+    };
+    let debugcon = match line.last("debugcon") {
+        Some(o) => port_chardev(vm, "debugcon", &o.value).await.map_err(|e| o.locate(e))?,
+        None => None,
+    };
+    Ok(Ports { serial, parallel, debugcon })
 }
 
 async fn serial_chardev(vm: &Rc<Vm>, n: usize, text: &str) -> Result<Option<String>> {
+    port_chardev(vm, &format!("serial{n}"), text).await
+}
+
+/// The id of the character device that a port's option describes; it is made unless it exists.
+async fn port_chardev(vm: &Rc<Vm>, label: &str, text: &str) -> Result<Option<String>> {
     use lockstep_chardev::options::{describe, parse_short};
     if text == "none" || text == "null" || text == "vc" {
         return Ok(None);
@@ -258,10 +282,9 @@ async fn serial_chardev(vm: &Rc<Vm>, n: usize, text: &str) -> Result<Option<Stri
     if let Some(id) = text.strip_prefix("chardev:") {
         return Ok(Some(id.to_owned()));
     }
-    let label = format!("serial{n}");
-    vm.add_chardev(describe(&parse_short(&label, text)?)?).await?;
+    vm.add_chardev(describe(&parse_short(label, text)?)?).await?;
     if text.starts_with("mon:") {
-        crate::monitor::readline::start(vm, vm.chardevs.attach(&label)?);
+        crate::monitor::readline::start(vm, vm.chardevs.attach(label)?);
     }
-    Ok(Some(label))
+    Ok(Some(label.to_owned()))
 }

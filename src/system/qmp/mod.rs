@@ -1,6 +1,8 @@
 //! The commands of the machine protocol, one file a topic, as in the schema.
 
 mod block;
+mod chardev;
+mod machine;
 mod migration;
 mod qom;
 mod run_state;
@@ -40,6 +42,8 @@ pub fn version_info() -> VersionInfo {
 pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     let mut registry = Registry::new(version_info());
     block::register(&mut registry);
+    chardev::register(&mut registry);
+    machine::register(&mut registry);
     run_state::register(&mut registry);
     qom::register(&mut registry);
     migration::register(&mut registry);

@@ -4,7 +4,7 @@ use lockstep_qapi::{Registry, cmd, event, schema::*};
 use lockstep_util::err;
 
 use super::Ctx;
-use crate::{monitor::hmp, vm::Accelerator};
+use crate::monitor::hmp;
 
 pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryStatus>(async |vm: Ctx, _| {
@@ -51,10 +51,6 @@ pub fn register(registry: &mut Registry<Ctx>) {
     });
     registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.options.name.clone() }));
     registry.register::<cmd::QueryUuid>(async |vm: Ctx, _| Ok(UuidInfo { uuid: vm.uuid_text() }));
-    registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
-        let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
-        Ok(KvmInfo { enabled, present: true })
-    });
     registry.register::<cmd::QueryTarget>(async |_, _| Ok(TargetInfo { arch: SysEmuTarget::X8664 }));
     registry.announce::<event::Stop>();
     registry.announce::<event::Resume>();

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use lockstep_block::{Options, commands};
-use lockstep_chardev::options::describe;
+use lockstep_chardev::options::{describe, parse_short};
 use lockstep_qapi::{
     Wire,
     cli::{self, Parsed},
@@ -15,7 +15,7 @@ use lockstep_util::{Result, bail, err, report};
 use crate::{
     cmdline::{CommandLine, Occurrence},
     drive::Media,
-    objects,
+    objects, qtest,
     vm::Vm,
 };
 
@@ -118,5 +118,41 @@ pub(super) async fn disks(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         };
         made.map_err(|e| o.locate(e))?;
     }
+    Ok(())
+}
+
+/// `-display`, `-net none`, `-nic none`: what is asked for is what there is.
+pub(super) fn display(line: &CommandLine) -> Result<()> {
+    for o in line.all("display") {
+        let (kind, rest) = o.value.split_once(',').unwrap_or((&o.value, ""));
+        if kind != "none" {
+            return Err(o.locate(err!("Parameter 'type' does not accept value '{kind}'")));
+        }
+        if let Some((key, _)) = rest.split_once('=') {
+            return Err(o.locate(err!("Parameter '{key}' is unexpected")));
+        }
+    }
+    for o in line.all("net").chain(line.all("nic")) {
+        if o.value != "none" {
+            let kind = o.value.split(',').next().unwrap_or_default();
+            return Err(o.locate(err!("Parameter 'type' does not accept value '{kind}'")));
+        }
+    }
+    Ok(())
+}
+
+/// `-qtest`.
+pub(super) async fn qtest(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    let Some(o) = line.last("qtest") else { return Ok(()) };
+    let log = qtest::Log::open(line.last("qtest-log").map(|o| o.value.as_str()))?;
+    let id = match o.value.strip_prefix("chardev:") {
+        Some(id) => id.to_owned(),
+        None => {
+            let described = parse_short("qtest", &o.value).and_then(|opts| describe(&opts)).map_err(|e| o.locate(e))?;
+            vm.add_chardev(described).await.map_err(|e| o.locate(e))?;
+            "qtest".to_owned()
+        }
+    };
+    qtest::start(vm, vm.chardevs.attach(&id).map_err(|e| o.locate(e))?, log);
     Ok(())
 }

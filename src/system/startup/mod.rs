@@ -1,6 +1,7 @@
 //! From the command line to a machine: the order in which things are made is QEMU's, because users see it.
 
 mod backends;
+mod daemon;
 mod monitors;
 mod signals;
 
@@ -28,10 +29,11 @@ pub fn run(words: &[String]) -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
         None => {
+            let daemon = line.has("daemonize").then(daemon::daemonize).transpose()?;
             signals::block_signals();
             let context = Context::new("main").map_err(|e| err!("cannot make the main loop: {e}"))?;
             let main = context.handle();
-            context.run(run_machine(line, main))
+            context.run(run_machine(line, main, daemon))
         }
     });
     lockstep_chardev::restore_terminal();
@@ -67,8 +69,9 @@ fn report_error(error: &Error) {
     eprint!("{}", error.hint_text());
 }
 
-async fn run_machine(line: CommandLine, main: ContextHandle) -> Result<ExitCode> {
+async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daemon::Daemon>) -> Result<ExitCode> {
     let options = MachineOptions::parse(&line)?;
+    backends::display(&line)?;
     let (accelerator, clocks) = choose_accelerator(&options)?;
     let board = Board::new(clocks);
     for o in line.all("L") {
@@ -77,7 +80,7 @@ async fn run_machine(line: CommandLine, main: ContextHandle) -> Result<ExitCode>
     let vm = Vm::new(main, board, accelerator, options);
     signals::watch_signals(&vm)?;
     let status = bring_up(&vm, &line).await;
-    if let Err(e) = status {
+    if let Err(e) = status.and_then(|()| daemon.map_or(Ok(()), daemon::Daemon::ready)) {
         vm.graph.close_all().await;
         return Err(e);
     }
@@ -145,6 +148,7 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     vm.set_migration(migration::create(vm));
     let dispatcher = qmp::dispatcher(vm)?;
     monitors::start(vm, &dispatcher, line).await?;
+    backends::qtest(vm, line).await?;
     if let Some(o) = line.last("pidfile") {
         write_pidfile(&o.value)?;
     }

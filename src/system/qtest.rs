@@ -1,0 +1,91 @@
+//! `-qtest`: the qtest protocol on a character device.
+
+use std::{rc::Rc, sync::Arc};
+
+use lockstep_accel::qtest::{IrqAccess, LONGEST_LINE, Qtest};
+use lockstep_chardev::{CharFrontend, StreamEvent};
+use lockstep_util::{Result, err};
+
+use crate::vm::Vm;
+
+/// Where the protocol is logged.
+pub enum Log {
+    /// Nowhere.
+    None,
+    /// Standard error.
+    Stderr,
+    /// A file.
+    File(std::fs::File),
+}
+
+impl Log {
+    /// The log that `-qtest-log` names.
+    ///
+    /// # Errors
+    /// When the file cannot be made.
+    pub fn open(name: Option<&str>) -> Result<Self> {
+        match name {
+            None => Ok(Self::Stderr),
+            Some("none" | "/dev/null") => Ok(Self::None),
+            Some(path) => std::fs::File::create(path).map(Self::File).map_err(|e| err!("cannot open '{path}': {e}")),
+        }
+    }
+
+    fn line(&mut self, direction: &str, text: &str) {
+        use std::io::Write;
+        match self {
+            Self::None => {}
+            Self::Stderr => eprintln!("[{direction}] {}", text.trim_end()),
+            Self::File(file) => drop(writeln!(file, "[{direction}] {}", text.trim_end())),
+        }
+    }
+}
+
+/// No interrupt is intercepted yet.
+struct NoLines;
+
+impl IrqAccess for NoLines {
+    fn intercept(&self, _path: &str, _outputs: bool, _tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
+        false
+    }
+    fn set_input(&self, _path: &str, _name: &str, _n: u32, _level: bool) -> bool {
+        false
+    }
+}
+
+/// Serves the protocol on a device for as long as the machine.
+pub fn start(vm: &Rc<Vm>, frontend: CharFrontend, mut log: Log) {
+    let (memory, ports, clocks) = (vm.board.memory_space.clone(), vm.board.port_space.clone(), vm.clocks.clone());
+    let lines: Arc<dyn IrqAccess> = Arc::new(NoLines);
+    tokio::task::spawn_local(async move {
+        let mut stream = frontend.into_stream();
+        let writer = stream.writer();
+        let told = writer.clone();
+        let tell = Arc::new(move |line: String| drop(told.send(&[std::io::IoSlice::new(line.as_bytes())])));
+        let mut session = Qtest::new(memory, ports, clocks, lines, tell);
+        let mut pending = Vec::new();
+        loop {
+            match stream.event(true).await {
+                StreamEvent::Detached => return,
+                StreamEvent::Readable => {
+                    let mut buf = [0; 4096];
+                    let Ok(n) = stream.try_read(&mut buf) else { continue };
+                    pending.extend_from_slice(&buf[..n]);
+                    while let Some(end) = pending.iter().position(|b| *b == b'\n') {
+                        let line = String::from_utf8_lossy(&pending[..end]).into_owned();
+                        pending.drain(..=end);
+                        log.line("R", &line);
+                        let answer = session.line(&line);
+                        log.line("S", &answer);
+                        let _ = writer.send(&[std::io::IoSlice::new(answer.as_bytes())]);
+                    }
+                    if pending.len() > LONGEST_LINE {
+                        pending.clear();
+                    }
+                }
+                StreamEvent::Closed => pending.clear(),
+                StreamEvent::Opened | StreamEvent::Break => {}
+            }
+        }
+    });
+}
