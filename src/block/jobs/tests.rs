@@ -309,6 +309,7 @@ fn the_pasted_resync_runs_without_a_pause_against_an_export_that_takes_one_clien
             .unwrap();
         disk.write(3 << 20, &[7; 512], WriteFlags::empty()).await.unwrap();
         disk.flush().await.unwrap();
+        drop(p.graph.drain_all().await);
         let (a, b) = (std::fs::read(&p.source).unwrap(), std::fs::read(&p.target).unwrap());
         assert!(a == b);
     });

@@ -1,7 +1,7 @@
 //! `replication`: the block side of a lock-stepped pair.
 //!
-//! Primary: a write-only path to the secondary's disk. Writes that fail there are not the guest's business; the error is
-//! kept and ends the lock-step before the next checkpoint.
+//! Primary: a write-only path to the secondary's disk, which the guest does not wait for. Writes that fail there are not
+//! the guest's business; the error is kept and ends the lock-step before the next checkpoint.
 //!
 //! Secondary: the guest runs on `active disk -> hidden disk -> secondary disk`. The primary writes to the secondary disk
 //! by NBD; what a write is going to change is first copied to the hidden disk, so that the guest's view stays that of
@@ -11,6 +11,7 @@
 pub mod all;
 #[cfg(test)]
 mod crash_tests;
+mod primary;
 mod secondary;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::export::Exports;
 use crate::graph::WeakGraph;
 use crate::node::Node;
 use crate::open::OpenContext;
+use primary::{Outgoing, Request};
 use secondary::Running;
 
 /// Requests are whole sectors of this many bytes.
@@ -78,11 +80,8 @@ pub struct Replication {
     top_id: String,
     file: Rc<Child>,
     stage: Cell<Stage>,
-    /// The first error of the primary's writes.
-    error: RefCell<Option<io::Error>>,
+    outgoing: Rc<Outgoing>,
     running: RefCell<Option<Rc<Running>>>,
-    /// The peer was given up: nothing is sent to it any more.
-    peer_lost: Cell<bool>,
 }
 
 async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
@@ -105,9 +104,8 @@ async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
         top_id,
         file,
         stage: Cell::new(Stage::None),
-        error: RefCell::default(),
+        outgoing: Rc::default(),
         running: RefCell::default(),
-        peer_lost: Cell::new(false),
     }))
 }
 
@@ -131,7 +129,7 @@ impl Replication {
     fn peer_lost(&self) {
         match self.mode {
             ReplicationMode::Primary => {
-                self.peer_lost.set(true);
+                self.outgoing.give_up();
                 self.file.node().cancel_in_flight();
             }
             ReplicationMode::Secondary => {
@@ -142,28 +140,11 @@ impl Replication {
         }
     }
 
-    /// Fails on a primary whose peer was given up.
-    fn check_peer(&self) -> io::Result<()> {
-        if self.peer_lost.get() { Err(errno(libc::EIO)) } else { Ok(()) }
-    }
-
     fn check_io(&self) -> io::Result<()> {
         match (self.stage.get(), self.mode) {
             (Stage::Running, _) => Ok(()),
             (Stage::None, _) | (_, ReplicationMode::Primary) => Err(errno(libc::EIO)),
             (_, ReplicationMode::Secondary) => Ok(()),
-        }
-    }
-
-    /// Takes a result on the primary: an error is kept, and the guest hears of a success.
-    fn settle(&self, result: io::Result<()>) -> io::Result<()> {
-        match (self.mode, result) {
-            (ReplicationMode::Primary, Err(e)) => {
-                tracing::warn!("replication to the secondary failed: {e}");
-                self.error.borrow_mut().get_or_insert(e);
-                Ok(())
-            }
-            (_, result) => result,
         }
     }
 
@@ -201,13 +182,14 @@ impl BlockDriver for Replication {
             if self.stage.get() == Stage::FailoverFailed {
                 return self.write_after_failure(offset, len, Some(data), flags).await;
             }
+            if self.mode == ReplicationMode::Primary {
+                let request = Request::Write(offset, data.to_vec(), flags);
+                self.outgoing.put(request, self.file.node()).await;
+                return Ok(());
+            }
             let _fence = self.fence(offset, len).await;
             self.note_write();
-            let result = match self.check_peer() {
-                Ok(()) => self.file.node().write(offset, data, flags).await,
-                lost => lost,
-            };
-            self.settle(result)
+            self.file.node().write(offset, data, flags).await
         })
     }
 
@@ -217,13 +199,13 @@ impl BlockDriver for Replication {
             if self.stage.get() == Stage::FailoverFailed {
                 return self.write_after_failure(offset, len, None, flags).await;
             }
+            if self.mode == ReplicationMode::Primary {
+                self.outgoing.put(Request::Zeroes(offset, len, flags), self.file.node()).await;
+                return Ok(());
+            }
             let _fence = self.fence(offset, len).await;
             self.note_write();
-            let result = match self.check_peer() {
-                Ok(()) => self.file.node().write_zeroes(offset, len, flags).await,
-                lost => lost,
-            };
-            self.settle(result)
+            self.file.node().write_zeroes(offset, len, flags).await
         })
     }
 
@@ -234,13 +216,12 @@ impl BlockDriver for Replication {
                 (ReplicationMode::Secondary, Stage::Running) => Ok(()),
                 (ReplicationMode::Secondary, Stage::Failover | Stage::FailoverFailed) => self.flush_chain().await,
                 (ReplicationMode::Secondary, _) => self.file.node().flush().await,
-                (ReplicationMode::Primary, _) if self.peer_lost.get() => Err(errno(libc::EIO)),
-                (ReplicationMode::Primary, _) => self.file.node().flush().await.inspect_err(|e| {
-                    if self.stage.get() == Stage::Running {
-                        let copy = errno(e.raw_os_error().unwrap_or(libc::EIO));
-                        self.error.borrow_mut().get_or_insert(copy);
-                    }
-                }),
+                (ReplicationMode::Primary, Stage::Running) => {
+                    // The first that fails cannot be told; all behind it are, as everybody is used to.
+                    self.outgoing.put(Request::Flush, self.file.node()).await;
+                    if self.outgoing.has_failed() { Err(errno(libc::EIO)) } else { Ok(()) }
+                }
+                (ReplicationMode::Primary, _) => self.file.node().flush().await,
             }
         })
     }
@@ -267,8 +248,13 @@ impl BlockDriver for Replication {
         Limits { request_alignment: below.request_alignment.max(SECTOR), ..below }
     }
 
+    fn has_detached_requests(&self) -> bool {
+        self.outgoing.is_busy()
+    }
+
     fn close(&self) -> LocalBoxFuture<'_, ()> {
         Box::pin(async {
+            self.outgoing.close(&self.file.node()).await;
             // As QEMU does: a secondary that is taken down while it runs is failed over on the spot.
             self.running.borrow_mut().take();
         })
@@ -308,8 +294,7 @@ impl Replication {
             let running = self.start_secondary().await?;
             *self.running.borrow_mut() = Some(running);
         }
-        self.error.borrow_mut().take();
-        self.peer_lost.set(false);
+        self.outgoing.reset();
         self.stage.set(Stage::Running);
         if mode == ReplicationMode::Secondary
             && let Err(e) = self.checkpoint_secondary().await
@@ -340,7 +325,7 @@ impl Replication {
         }
         self.expect_running()?;
         let copy_failed = self.running.borrow().as_ref().is_some_and(|r| r.copy.has_failed());
-        if copy_failed || self.error.borrow().is_some() {
+        if copy_failed || self.outgoing.has_failed() {
             bail!("I/O error occurred");
         }
         Ok(())
@@ -355,7 +340,6 @@ impl Replication {
         match self.mode {
             ReplicationMode::Primary => {
                 self.stage.set(Stage::Done);
-                self.error.borrow_mut().take();
                 Ok(())
             }
             ReplicationMode::Secondary if failover => self.failover().await,

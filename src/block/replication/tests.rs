@@ -29,13 +29,9 @@ fn options(pairs: &[(&str, &str)]) -> Options {
     Options::from_pairs(pairs.iter().copied())
 }
 
-fn create(path: &Path, size: u64) {
-    let done = std::process::Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2"])
-        .arg(path)
-        .arg(size.to_string())
-        .status();
-    assert!(done.unwrap().success());
+async fn create(path: &Path, size: u64) {
+    let options = Options::from_pairs([("size", size.to_string())]);
+    crate::image::create(&Graph::new(), path.to_str().unwrap(), "qcow2", options).await.unwrap();
 }
 
 async fn drive(graph: &Graph, id: &str, pairs: &[(&str, &str)], guest: bool) -> Rc<Backend> {
@@ -169,10 +165,10 @@ struct Pair {
 /// A pair in lock-step.
 async fn pair() -> Pair {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    create(&dirs[0].path().join("primary.qcow2"), SIZE);
-    create(&dirs[1].path().join("primary.qcow2"), SIZE);
-    create(&dirs[1].path().join("active.qcow2"), SIZE);
-    create(&dirs[1].path().join("hidden.qcow2"), SIZE);
+    create(&dirs[0].path().join("primary.qcow2"), SIZE).await;
+    create(&dirs[1].path().join("primary.qcow2"), SIZE).await;
+    create(&dirs[1].path().join("active.qcow2"), SIZE).await;
+    create(&dirs[1].path().join("hidden.qcow2"), SIZE).await;
     let (s, port) = Side::secondary(dirs[1].path()).await;
     let p = Side::primary(dirs[0].path(), &port).await;
     s.graph.activate_all().await.unwrap();
@@ -183,6 +179,8 @@ async fn pair() -> Pair {
 
 impl Pair {
     async fn checkpoint(&self) {
+        // The primary's machine stops: everything has arrived.
+        drop(self.p.graph.drain_all().await);
         replication_get_error_all(&self.p.graph).unwrap();
         replication_do_checkpoint_all(&self.p.graph).await.unwrap();
         replication_get_error_all(&self.s.graph).unwrap();
@@ -222,6 +220,7 @@ fn a_failover_keeps_the_secondarys_writes_and_undoes_the_primarys_since_the_chec
         // The user has forgotten nbd-server-stop: the old primary is cut off all the same.
         assert_eq!(pair.s.events.borrow()[0].0, "BLOCK_EXPORT_DELETED");
         pair.p.write(1 << 20, 512, 0xee).await;
+        drop(pair.p.graph.drain_all().await);
         assert_eq!(
             replication_get_error_all(&pair.p.graph).unwrap_err().message(),
             "I/O error occurred",
@@ -255,6 +254,7 @@ fn the_primary_goes_on_alone_as_documented_and_resyncs_to_the_survivor() {
         // The secondary dies.
         Exports::of(&pair.s.graph).server_stop(&pair.s.graph).await.unwrap();
         pair.p.write(0, 512, 2).await;
+        drop(pair.p.graph.drain_all().await);
         pair.p.disk.flush().await.unwrap();
         let flush = pair.p.events.borrow().iter().find(|e| e.1["type"] == "flush").map(|e| e.1.clone()).unwrap();
         assert_eq!((&flush["node-name"], &flush["error"]), (&"replication0".into(), &"Input/output error".into()));
@@ -303,9 +303,9 @@ fn nodes_that_cannot_take_part_say_why() {
 fn overlays_of_another_length_are_refused() {
     on_context(async {
         let dir = tempfile::tempdir().unwrap();
-        create(&dir.path().join("primary.qcow2"), SIZE);
-        create(&dir.path().join("active.qcow2"), SIZE);
-        create(&dir.path().join("hidden.qcow2"), SIZE * 2);
+        create(&dir.path().join("primary.qcow2"), SIZE).await;
+        create(&dir.path().join("active.qcow2"), SIZE).await;
+        create(&dir.path().join("hidden.qcow2"), SIZE * 2).await;
         let (s, _) = Side::secondary(dir.path()).await;
         s.graph.activate_all().await.unwrap();
         let e = replication_start_all(&s.graph, ReplicationMode::Secondary).await.unwrap_err();
@@ -318,15 +318,17 @@ fn writes_of_a_primary_that_already_runs_wait_behind_the_gate_until_the_overlays
     on_context(async {
         let pair = pair().await;
         pair.p.write(0, 512, 1).await;
+        drop(pair.p.graph.drain_all().await);
         let gate = NbdWriteGate::close(&pair.s.graph);
         gate.quiet().await;
-        let disk = pair.p.disk.clone();
-        let write = tokio::task::spawn_local(async move { disk.write(0, &[2; 512], WriteFlags::empty()).await });
+        pair.p.write(0, 512, 2).await;
+        let graph = pair.p.graph.clone();
+        let arrived = tokio::task::spawn_local(async move { drop(graph.drain_all().await) });
         tokio::time::sleep(Duration::from_millis(30)).await;
-        assert!(!write.is_finished());
+        assert!(!arrived.is_finished());
         replication_do_checkpoint_all(&pair.s.graph).await.unwrap();
         drop(gate);
-        write.await.unwrap().unwrap();
+        arrived.await.unwrap();
         assert_eq!(pair.s.byte(0).await, 1, "the checkpoint has the old epoch's write and not the new one's");
         pair.checkpoint().await;
         assert_eq!(pair.s.byte(0).await, 2);
@@ -370,6 +372,7 @@ fn a_peer_that_is_given_up_can_neither_write_nor_hold_a_request() {
         // Secondary: the primary's connection is cut at once, before the failover itself.
         replication_peer_lost(&pair.s.graph);
         pair.p.write(0, 512, 2).await;
+        drop(pair.p.graph.drain_all().await);
         assert!(replication_get_error_all(&pair.p.graph).is_err());
         replication_stop_all(&pair.s.graph, true).await.unwrap();
         pair.s.committed().await;
@@ -395,7 +398,7 @@ fn the_survivor_becomes_primary_of_a_new_secondary_and_that_one_survives_it_in_t
         // A new secondary, with whatever old image it had; the resync does not wait for the commit.
         let dir = tempfile::tempdir().unwrap();
         for name in ["primary.qcow2", "active.qcow2", "hidden.qcow2"] {
-            create(&dir.path().join(name), SIZE);
+            create(&dir.path().join(name), SIZE).await;
         }
         let (next, port) = Side::secondary(dir.path()).await;
         let stale = next.graph.find_backend("parent0").unwrap();
@@ -427,6 +430,7 @@ fn the_survivor_becomes_primary_of_a_new_secondary_and_that_one_survives_it_in_t
         assert!(next.contents().await == pair.s.contents().await);
         pair.s.write(1 << 20, 100_000, 4).await;
         assert_eq!(next.byte(1 << 20).await, 0);
+        drop(pair.s.graph.drain_all().await);
         replication_do_checkpoint_all(&pair.s.graph).await.unwrap();
         replication_do_checkpoint_all(&next.graph).await.unwrap();
         assert!(next.contents().await == pair.s.contents().await);
@@ -523,4 +527,40 @@ proptest! {
             assert!(pair.s.contents().await == secondary);
         });
     }
+}
+
+#[test]
+fn the_guest_waits_for_its_own_disk_only_and_overlapping_writes_keep_their_order() {
+    on_context(async {
+        let pair = pair().await;
+        let gate = NbdWriteGate::close(&pair.s.graph);
+        for i in 0..50u8 {
+            pair.p.write(u64::from(i % 3) * 700, 1000, i).await;
+        }
+        pair.p.disk.flush().await.unwrap();
+        drop(gate);
+        pair.checkpoint().await;
+        assert!(pair.s.contents().await == pair.p.contents().await);
+    });
+}
+
+#[test]
+fn a_secondary_that_takes_nothing_holds_the_guest_when_the_queue_is_full_until_it_is_given_up() {
+    on_context(async {
+        let pair = pair().await;
+        let _gate = NbdWriteGate::close(&pair.s.graph);
+        let disk = pair.p.disk.clone();
+        let writes = tokio::task::spawn_local(async move {
+            for i in 0..16u64 {
+                disk.write(i % 4 << 20, &vec![1; 1 << 20], WriteFlags::empty()).await.unwrap();
+            }
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!writes.is_finished());
+        replication_peer_lost(&pair.p.graph);
+        writes.await.unwrap();
+        drop(pair.p.graph.drain_all().await);
+        assert!(replication_get_error_all(&pair.p.graph).is_err());
+        assert!(pair.p.contents().await.iter().all(|b| *b == 1));
+    });
 }

@@ -1,0 +1,181 @@
+//! The primary's side: writes on their way to the secondary.
+//!
+//! The guest does not wait for the other host: what it writes is copied, queued and counted, and a checkpoint waits for
+//! all of it. Nothing of the guest is shown to the world before that checkpoint, so it cannot rely on a copy that does
+//! not exist yet. The queue is bounded in bytes; behind a full queue the guest waits. Requests that overlap reach the
+//! secondary in the guest's order, a flush goes behind all writes before it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+use crate::drain;
+use crate::driver::{WriteFlags, errno};
+use crate::node::Node;
+
+/// Most KiB on their way.
+const MAX_KIB: u32 = 8 << 10;
+/// How long closing waits for what is on its way.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What is sent.
+pub(super) enum Request {
+    Write(u64, Vec<u8>, WriteFlags),
+    Zeroes(u64, u64, WriteFlags),
+    Flush,
+}
+
+impl Request {
+    /// The half-open range it changes; empty for a flush.
+    fn range(&self) -> (u64, u64) {
+        match self {
+            Self::Write(offset, data, _) => (*offset, offset + data.len() as u64),
+            Self::Zeroes(offset, len, _) => (*offset, offset + len),
+            Self::Flush => (0, 0),
+        }
+    }
+
+    fn kib(&self) -> u32 {
+        match self {
+            Self::Write(_, data, _) => (data.len() as u32 / 1024).clamp(1, MAX_KIB),
+            _ => 1,
+        }
+    }
+
+    async fn send(&self, to: &Rc<Node>) -> io::Result<()> {
+        match self {
+            Self::Write(offset, data, flags) => to.write(*offset, data, *flags).await,
+            Self::Zeroes(offset, len, flags) => to.write_zeroes(*offset, *len, *flags).await,
+            Self::Flush => to.flush().await,
+        }
+    }
+}
+
+struct Entry {
+    number: u64,
+    start: u64,
+    end: u64,
+    is_flush: bool,
+}
+
+/// The queue.
+pub(super) struct Outgoing {
+    entries: RefCell<Vec<Entry>>,
+    next: Cell<u64>,
+    room: Arc<Semaphore>,
+    ended: Notify,
+    /// The first error; nothing is sent behind it, for the copy is stale for good.
+    error: RefCell<Option<io::Error>>,
+    lost: Cell<bool>,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self {
+            entries: RefCell::default(),
+            next: Cell::new(0),
+            room: Arc::new(Semaphore::new(MAX_KIB as usize)),
+            ended: Notify::new(),
+            error: RefCell::default(),
+            lost: Cell::new(false),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Forgets errors: the lock-step begins.
+    pub(super) fn reset(&self) {
+        self.error.borrow_mut().take();
+        self.lost.set(false);
+    }
+
+    /// Whether a request has not reached the secondary, or is not going to.
+    pub(super) fn has_failed(&self) -> bool {
+        self.error.borrow().is_some()
+    }
+
+    /// Whether something is on its way.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.entries.borrow().is_empty()
+    }
+
+    /// Nothing is sent any more.
+    pub(super) fn give_up(&self) {
+        self.lost.set(true);
+    }
+
+    /// Queues a request; waits only for room.
+    pub(super) async fn put(self: &Rc<Self>, request: Request, to: Rc<Node>) {
+        if self.refuses() {
+            return;
+        }
+        let Ok(room) = self.room.clone().acquire_many_owned(request.kib()).await else { return };
+        let number = self.next.replace(self.next.get() + 1);
+        let (start, end) = request.range();
+        let is_flush = matches!(request, Request::Flush);
+        self.entries.borrow_mut().push(Entry { number, start, end, is_flush });
+        let queue = self.clone();
+        tokio::task::spawn_local(async move { queue.deliver(request, number, to, room).await });
+    }
+
+    /// Whether a request would be in vain. That is an error of its own: the secondary misses it.
+    fn refuses(&self) -> bool {
+        if self.lost.get() {
+            self.error.borrow_mut().get_or_insert_with(|| errno(libc::EIO));
+        }
+        self.has_failed()
+    }
+
+    async fn deliver(self: Rc<Self>, request: Request, number: u64, to: Rc<Node>, room: OwnedSemaphorePermit) {
+        loop {
+            let ended = self.ended.notified();
+            if !self.has_to_wait(number) {
+                break;
+            }
+            ended.await;
+        }
+        if !self.refuses()
+            && let Err(e) = request.send(&to).await
+        {
+            tracing::warn!("replication to the secondary failed: {e}");
+            self.error.borrow_mut().get_or_insert(e);
+        }
+        drop(to);
+        drop(room);
+        self.entries.borrow_mut().retain(|e| e.number != number);
+        self.ended.notify_waiters();
+        drain::kick();
+    }
+
+    /// Whether an earlier request has to end first.
+    fn has_to_wait(&self, number: u64) -> bool {
+        let entries = self.entries.borrow();
+        let Some(own) = entries.iter().find(|e| e.number == number) else { return false };
+        entries
+            .iter()
+            .any(|e| e.number < number && !e.is_flush && (own.is_flush || (e.start < own.end && own.start < e.end)))
+    }
+
+    /// Waits (bounded) for what is on its way, then cuts it off.
+    pub(super) async fn close(&self, to: &Rc<Node>) {
+        let empty = async {
+            loop {
+                let ended = self.ended.notified();
+                if !self.is_busy() {
+                    return;
+                }
+                ended.await;
+            }
+        };
+        tokio::pin!(empty);
+        if tokio::time::timeout(CLOSE_TIMEOUT, &mut empty).await.is_err() {
+            self.give_up();
+            to.cancel_in_flight();
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, empty).await;
+        }
+    }
+}
