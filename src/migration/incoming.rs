@@ -88,6 +88,13 @@ async fn receive(core: &Rc<Core>, end: Incoming) -> Result<()> {
     };
     core.set_incoming_status(Status::Active);
     let worker = Worker::spawn("mig/dst/main", Receiver::new(core, channel))?;
+    let result = take_in(core, &worker).await;
+    // With the thread goes a secondary's copy of RAM, and the logging of the guest's writes.
+    worker.end().await;
+    result
+}
+
+async fn take_in(core: &Rc<Core>, worker: &Worker<Receiver>) -> Result<()> {
     core.env.global_state.forget();
     let arrived = worker.run(Receiver::load).await?;
     core.env.steps.at("incoming-loaded").await;

@@ -65,6 +65,13 @@ async fn migrate(core: &Rc<Core>, opening: Opening) -> Result<()> {
         bail!("COLO needs a channel that carries both ways");
     }
     let worker = Worker::spawn("live_migration", Sender::new(core, channel)?)?;
+    let result = send(core, &worker, colo).await;
+    // With the thread ends the logging of the guest's writes: the next migration must not begin before.
+    worker.end().await;
+    result
+}
+
+async fn send(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Result<()> {
     core.env.steps.at("precopy-setup").await;
     worker.run(move |sender| sender.setup(colo)).await?;
     core.outgoing.borrow_mut().setup_ms = elapsed_ms(core);
@@ -83,7 +90,7 @@ async fn migrate(core: &Rc<Core>, opening: Opening) -> Result<()> {
     }
     let was_running = core.env.vm.is_running();
     let old_state = core.env.vm.run_state();
-    match switch_over(core, &worker, colo).await {
+    match switch_over(core, worker, colo).await {
         Ok(()) if colo => colo::primary::run(core, worker).await,
         Ok(()) => {
             worker.run(|sender| Ok(sender.channel.finish()?)).await.inspect_err(|_| {

@@ -10,6 +10,7 @@ type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 #[derive(Debug)]
 pub struct Worker<S> {
     jobs: crossbeam_channel::Sender<Job<S>>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl<S: Send + 'static> Worker<S> {
@@ -21,9 +22,21 @@ impl<S: Send + 'static> Worker<S> {
         let (jobs, queue) = crossbeam_channel::unbounded::<Job<S>>();
         // The kernel takes 15 bytes of a thread's name.
         let name: String = name.chars().take(15).collect();
-        let run = move || queue.iter().for_each(|job| job(&mut state));
+        let (tell_end, ended) = oneshot::channel();
+        let run = move || {
+            queue.iter().for_each(|job| job(&mut state));
+            drop(state);
+            let _ = tell_end.send(());
+        };
         thread::Builder::new().name(name).spawn(run).context("Failed to create a thread")?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, ended })
+    }
+
+    /// Lets the thread end and waits until its state is gone.
+    pub async fn end(self) {
+        drop(self.jobs);
+        // An error says that it is gone too.
+        let _ = self.ended.await;
     }
 
     /// Does `work` on the thread, after what was asked before, and brings back what it returns. The work is done even if the

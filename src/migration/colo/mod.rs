@@ -48,6 +48,8 @@ pub(crate) struct Colo {
     /// `COLO_EXIT` was sent for this pair.
     exit_told: Cell<bool>,
     asked: Notify,
+    /// The run state of a primary that did not run when the checkpoint at hand began.
+    stopped_by_user: RefCell<Option<String>>,
     trigger: CheckpointTrigger,
     statistics: RefCell<CheckpointStatistics>,
 }
@@ -60,6 +62,7 @@ impl Colo {
             failover: Cell::new(Failover::None),
             exit_told: Cell::new(false),
             asked: Notify::new(),
+            stopped_by_user: RefCell::new(None),
             trigger: CheckpointTrigger::default(),
             statistics: RefCell::default(),
         }
@@ -123,6 +126,7 @@ impl Colo {
         self.mode.set(Some(mode));
         self.failover.set(Failover::None);
         self.exit_told.set(false);
+        self.stopped_by_user.take();
         *self.statistics.borrow_mut() = CheckpointStatistics::default();
     }
 

@@ -19,22 +19,28 @@ use tokio::io::unix::AsyncFd;
 
 /// Goes on after the whole machine was sent: makes checkpoints until the pair comes apart, waits to be told that this side goes on
 /// alone, and does.
-pub(crate) async fn run(core: &Core, worker: Worker<Sender>) -> Result<()> {
+pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
     core.set_status(Status::Colo);
-    let Err(e) = Pair { core, worker: &worker, connections: false }.checkpoints().await;
+    let Err(e) = Pair { core, worker, connections: false }.checkpoints().await;
     if !core.colo.is_failover_asked() {
         core.warn(&e);
         tell_exit(core, ColoMode::Primary, ColoExitReason::Error);
         core.colo.failover_asked().await;
     }
-    failover(core, worker).await;
+    failover(core).await;
     Ok(())
 }
 
-async fn failover(core: &Core, worker: Worker<Sender>) {
+async fn failover(core: &Core) {
     core.colo.failover.set(Failover::Active);
     core.env.steps.at("primary-failover").await;
+    // A guest that the user has stopped, before or during the broken checkpoint, stays so.
+    let state = core.env.vm.run_state();
+    let stopped = match state.as_str() {
+        "colo" => core.colo.stopped_by_user.take(),
+        _ => (!core.env.vm.is_running()).then_some(state),
+    };
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
         core.warn(&e);
     }
@@ -44,9 +50,11 @@ async fn failover(core: &Core, worker: Worker<Sender>) {
     if let Err(e) = core.env.disks.stop_all(true).await {
         core.warn(&e);
     }
-    drop(worker);
     core.colo.leave();
-    core.env.vm.start().await;
+    match stopped {
+        Some(state) => core.env.vm.set_run_state(&state),
+        None => core.env.vm.start().await,
+    }
 }
 
 struct Pair<'a> {
@@ -109,7 +117,8 @@ impl Pair<'_> {
         self.worker.run(ask).await?;
         core.env.steps.at("primary-reply").await;
 
-        let was_running = vm.is_running();
+        let by_user = (!vm.is_running()).then(|| vm.run_state());
+        core.colo.stopped_by_user.replace(by_user);
         let stopped = Instant::now();
         vm.stop(StopReason::Colo).await?;
         core.env.steps.at("primary-stopped").await;
@@ -127,11 +136,9 @@ impl Pair<'_> {
         let ((), loaded) = tokio::join!(net.release_held(), self.worker.run(|s| s.expect(Message::VmstateLoaded)));
         loaded?;
         core.env.steps.at("primary-loaded").await;
-        // A guest that the user had stopped stays so.
-        if was_running {
-            vm.start().await;
-        } else {
-            vm.set_run_state("paused");
+        match core.colo.stopped_by_user.take() {
+            Some(state) => vm.set_run_state(&state),
+            None => vm.start().await,
         }
         let pause = stopped.elapsed();
         core.colo.statistics.borrow_mut().note(Some(cause), pause, sent.bytes, sent.pages);

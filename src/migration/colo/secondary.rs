@@ -18,20 +18,20 @@ const MAX_DEVICES: u64 = 64 << 20;
 
 /// Goes on after the whole machine has arrived: takes checkpoints over until the pair comes apart, waits to be told that this side goes
 /// on alone, and does.
-pub(crate) async fn run(core: &Core, worker: Worker<Receiver>, arrived: Arrived) -> Result<()> {
+pub(crate) async fn run(core: &Core, worker: &Worker<Receiver>, arrived: Arrived) -> Result<()> {
     core.colo.enter(ColoMode::Secondary);
     core.incoming.borrow_mut().waiting = false;
-    let Err(e) = Pair { core, worker: &worker }.checkpoints(arrived).await;
+    let Err(e) = Pair { core, worker }.checkpoints(arrived).await;
     if !core.colo.is_failover_asked() {
         core.warn(&e);
         tell_exit(core, ColoMode::Secondary, ColoExitReason::Error);
         core.colo.failover_asked().await;
     }
-    failover(core, worker).await;
+    failover(core).await;
     Ok(())
 }
 
-async fn failover(core: &Core, worker: Worker<Receiver>) {
+async fn failover(core: &Core) {
     core.colo.failover.set(Failover::Active);
     core.env.steps.at("secondary-failover").await;
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
@@ -44,8 +44,6 @@ async fn failover(core: &Core, worker: Worker<Receiver>) {
     }
     core.env.disks.gate_peer_writes(false);
     core.env.net.notify_failover();
-    // With it goes the copy of RAM.
-    drop(worker);
     core.colo.leave();
     announce(core);
     core.env.vm.start().await;

@@ -459,7 +459,11 @@ fn a_user_who_stopped_the_guest_finds_it_stopped_after_a_checkpoint() {
         let pair = TestPair::new(Steps::default(), Steps::default());
         pair.connect().await;
         pair.primary.vm.stop(crate::hooks::StopReason::Migration).await.unwrap();
+        pair.primary.vm.set_run_state("paused");
         pair.checkpoint(2).await;
+        assert_eq!(pair.primary.vm.run_state(), "paused");
+        pair.primary.migration.colo_lost_heartbeat().unwrap();
+        until("it goes on alone", || pair.primary.status() == "completed").await;
         assert_eq!(pair.primary.vm.run_state(), "paused");
     });
 }

@@ -167,6 +167,18 @@ fn the_texts_of_a_bad_stream_are_qemus() {
 }
 
 #[test]
+fn older_machines_have_fewer_frames() {
+    let frames = |name| {
+        let f = Frames::of_machine(name);
+        (f.configuration, f.description, f.switchover_start)
+    };
+    assert_eq!(frames("pc-i440fx-10.0"), (true, true, true));
+    assert_eq!(frames("pc-q35-9.2"), (true, true, false));
+    assert_eq!(frames("pc-i440fx-2.3"), (false, true, false));
+    assert_eq!(frames("none"), (true, true, true));
+}
+
+#[test]
 fn blocks_that_differ_are_refused() {
     let mut raw = Vec::new();
     let theirs = BlockTable::new([("pc.ram".to_owned(), 8 * PAGE as u64)]);

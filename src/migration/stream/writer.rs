@@ -24,6 +24,22 @@ impl Default for Frames {
     }
 }
 
+impl Frames {
+    /// The frames of a machine of QEMU's by its name, such as `pc-i440fx-7.2`.
+    pub fn of_machine(name: &str) -> Self {
+        let version = name.rsplit_once('-').map_or("", |(_, version)| version);
+        let number =
+            version.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+        let at_least = |wanted: (u32, u32)| number.is_none_or(|n: (u32, u32)| n >= wanted);
+        Self {
+            configuration: at_least((2, 4)),
+            footers: at_least((2, 4)),
+            description: at_least((2, 3)),
+            switchover_start: at_least((10, 0)),
+        }
+    }
+}
+
 /// Appends stream elements to a buffer.
 #[derive(Debug)]
 pub struct StreamWriter<'a> {
