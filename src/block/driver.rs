@@ -133,6 +133,8 @@ pub struct FormatInfo {
     pub backing_filename: Option<String>,
     /// Backing format as written in the image.
     pub backing_format: Option<String>,
+    /// Where a VM state would be kept, in bytes behind the disk's contents.
+    pub vm_state_offset: u64,
     /// Unallocated blocks are known to read as zero.
     pub zero_init: bool,
 }

@@ -26,6 +26,7 @@ pub mod open;
 pub mod options;
 pub mod perm;
 pub mod qcow2;
+pub mod qemu_io;
 pub mod quorum;
 pub mod raw;
 pub mod replication;

@@ -393,6 +393,7 @@ impl BlockDriver for Qcow2 {
             snapshots: self.snapshots.borrow().iter().map(Snapshot::to_info).collect(),
             backing_filename: some(&header.backing_file),
             backing_format: header.backing_format(),
+            vm_state_offset: header.l1_entries_for(header.size) * self.table_span(),
             zero_init: true,
         }
     }
