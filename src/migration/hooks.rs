@@ -191,6 +191,18 @@ pub trait NetCheckpoint {
     /// Primary, at "received": reads what the secondary sent in the old epoch away and releases all held packets.
     fn release_held(&self) -> LocalFuture<'_, ()>;
 
+    /// Primary, guest stopped: waits until the secondary's host has every mirrored frame, so that none of the old epoch comes after
+    /// [`discard_incoming`](Self::discard_incoming). Gives up after a bounded time.
+    fn drain_mirrors(&self) -> LocalFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
+    /// Secondary, guest stopped, before "received": forgets mirrored frames that the guest has not taken. The primary has them in its
+    /// state, or mirrors them again.
+    fn discard_incoming(&self) -> LocalFuture<'_, ()> {
+        Box::pin(async {})
+    }
+
     /// Primary, guest stopped: frames that were mirrored and have not reached the guest are noted, to be mirrored again in the new
     /// epoch.
     fn remirror_undelivered(&self);

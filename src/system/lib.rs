@@ -1,6 +1,7 @@
 //! The one room that knows everyone: the machine and its run state, the command line, the monitors' commands.
 
 pub mod cmdline;
+pub mod colo_net;
 pub mod drive;
 pub mod machine;
 pub mod machine_options;

@@ -6,19 +6,18 @@ use lockstep_block::replication::{ReplicationMode, all};
 use lockstep_migration::{
     ClockState, Environment, GlobalState, Migration,
     channel::FdSource,
-    colo::Steps,
-    hooks::{
-        AnnounceSchedule, ColoMode, DiskReplication, Event, LocalFuture, NetCheckpoint, NoNet, StopReason, VmControl,
-    },
+    colo::{CheckpointCause, Steps},
+    hooks::{AnnounceSchedule, ColoMode, DiskReplication, Event, LocalFuture, StopReason, VmControl},
     stream::Frames,
 };
+use lockstep_net::compare::Reason;
 use lockstep_qapi::{
     EventMessage,
     schema::{RunState, ShutdownCause},
 };
 use lockstep_util::{Error, Result, err, report};
 
-use crate::vm::Vm;
+use crate::{colo_net::ColoNet, vm::Vm};
 
 /// Registers the sections that come before all devices. To be called before any device is made.
 pub fn register_first_sections(vm: &Vm) {
@@ -31,7 +30,7 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
     let global_state = Arc::new(GlobalState::default());
     vm.board.states.register("globalstate", global_state.clone());
     let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: RefCell::default() });
-    Migration::new(Environment {
+    let migration = Migration::new(Environment {
         machine: vm.options.machine.name.to_owned(),
         frames: Frames::default(),
         ram: vm.board.ram.clone(),
@@ -39,10 +38,18 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
         global_state,
         vm: hooks.clone(),
         disks: hooks.clone(),
-        net: Rc::new(NoNet) as Rc<dyn NetCheckpoint>,
+        net: Rc::new(ColoNet::new(Rc::downgrade(vm))),
         fds: hooks,
         steps: Steps::default(),
-    })
+    });
+    let trigger = migration.checkpoint_trigger();
+    vm.net.set_checkpoint_notifier(Some(Arc::new(move |divergence| {
+        trigger.request(match divergence.reason {
+            Reason::Unanswered | Reason::AcknowledgementLags => CheckpointCause::Timeout,
+            _ => CheckpointCause::Mismatch,
+        });
+    })));
+    migration
 }
 
 struct Hooks {

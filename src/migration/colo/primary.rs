@@ -125,6 +125,7 @@ impl Pair<'_> {
         // The guest's last writes were on their way until now.
         disks.error()?;
         disks.checkpoint_all().await?;
+        net.drain_mirrors().await;
         net.remirror_undelivered();
         let connections = if self.connections { net.export_connections() } else { None };
         core.env.steps.at("primary-send").await;

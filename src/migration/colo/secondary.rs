@@ -108,6 +108,7 @@ impl Pair<'_> {
         // From "received" on the primary counts on this side, so whatever can be refused is refused before.
         disks.error()?;
         self.still_together()?;
+        net.discard_incoming().await;
         core.env.steps.at("secondary-validated").await;
         disks.gate_peer_writes(true);
         self.worker.run(|r| r.say(Message::VmstateReceived)).await?;

@@ -1,10 +1,12 @@
 //! Objects that a user makes: `-object`, `object-add`, `object-del`.
 
 mod iothread;
+mod net;
 
 use std::{cell::RefCell, future::Future, pin::Pin, rc::Rc};
 
-use lockstep_qapi::schema::{ObjectOptions, ObjectOptionsBranch};
+use lockstep_qapi::opts::check_id;
+use lockstep_qapi::schema::{ObjectOptions, ObjectOptionsBranch, ObjectType};
 use lockstep_util::{Result, bail, err};
 use serde_json::Value;
 
@@ -72,9 +74,10 @@ impl Objects {
     /// Makes an object of checked options.
     ///
     /// # Errors
-    /// When the id is taken, and whatever the object finds wrong.
+    /// When the id is taken or malformed, and whatever the object finds wrong.
     pub async fn add(&self, vm: &Rc<Vm>, options: ObjectOptions) -> Result<()> {
         let ObjectOptions { id, branch } = options;
+        check_id(&id)?;
         if self.find(&id).is_some() {
             bail!("attempt to add duplicate property '{id}' to object (type 'container')");
         }
@@ -95,12 +98,29 @@ impl Objects {
     }
 }
 
-async fn create(_vm: &Rc<Vm>, id: &str, options: ObjectOptionsBranch) -> Result<Rc<dyn UserObject>> {
+async fn create(vm: &Rc<Vm>, id: &str, options: ObjectOptionsBranch) -> Result<Rc<dyn UserObject>> {
     match options {
         ObjectOptionsBranch::Iothread(_) => Ok(Rc::new(IoThreadObject::new(id)?)),
+        ObjectOptionsBranch::ColoCompare(_)
+        | ObjectOptionsBranch::FilterBuffer(_)
+        | ObjectOptionsBranch::FilterDump(_)
+        | ObjectOptionsBranch::FilterMirror(_)
+        | ObjectOptionsBranch::FilterRedirector(_)
+        | ObjectOptionsBranch::FilterRewriter(_) => net::create(vm, id, options),
         other => Err(err!("Parameter 'qom-type' does not accept value '{}'", other.tag().as_str())),
     }
 }
+
+/// The types of objects that there are.
+pub const TYPES: [ObjectType; 7] = [
+    ObjectType::ColoCompare,
+    ObjectType::FilterBuffer,
+    ObjectType::FilterDump,
+    ObjectType::FilterMirror,
+    ObjectType::FilterRedirector,
+    ObjectType::FilterRewriter,
+    ObjectType::Iothread,
+];
 
 /// Whether an object needs network backends or character devices that come later than the first objects.
 pub fn is_late(options: &ObjectOptions) -> bool {

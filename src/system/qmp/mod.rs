@@ -4,6 +4,7 @@ mod block;
 mod chardev;
 mod machine;
 mod migration;
+mod net;
 mod qom;
 mod run_state;
 
@@ -44,6 +45,7 @@ pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     block::register(&mut registry);
     chardev::register(&mut registry);
     machine::register(&mut registry);
+    net::register(&mut registry);
     run_state::register(&mut registry);
     qom::register(&mut registry);
     migration::register(&mut registry);

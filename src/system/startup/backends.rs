@@ -85,6 +85,21 @@ pub(super) async fn late_objects(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> 
     Ok(())
 }
 
+/// `-netdev`.
+pub(super) async fn netdevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.all("netdev") {
+        let _place = report::Location::new(o.location.clone());
+        match cli::netdev(&o.value).map_err(|e| o.locate(e))? {
+            Parsed::Value(options, warnings) => {
+                warn(o, &warnings);
+                vm.net.add_netdev(&options).await.map_err(|e| o.locate(e))?;
+            }
+            Parsed::Help(_) => bail!("{}: help is shown by '-netdev help' alone", o.location),
+        }
+    }
+    Ok(())
+}
+
 /// `-chardev`.
 pub(super) async fn chardevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     for o in line.all("chardev") {

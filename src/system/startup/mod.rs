@@ -139,6 +139,8 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     backends::disks(vm, line).await?;
     migration::register_first_sections(vm);
     machine::create(vm, line).await?;
+    backends::netdevs(vm, line).await?;
+    backends::late_objects(vm, line).await?;
     for o in line.all("device") {
         let _place = report::Location::new(o.location.clone());
         machine::add_device_text(vm, &o.value).map_err(|e| o.locate(e))?;

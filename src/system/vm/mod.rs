@@ -14,6 +14,7 @@ use lockstep_chardev::{ChardevRegistry, options::Described};
 use lockstep_event::{Clocks, ContextHandle, IoThread};
 use lockstep_hw::core::Board;
 use lockstep_migration::{Migration, hooks::AnnounceSchedule};
+use lockstep_net::{AnnounceParameters, NetRegistry};
 use lockstep_qapi::{
     EventMessage, EventType,
     schema::{ChardevBackend, ChardevMux, ChardevMuxWrapper, RebootAction, RunState, ShutdownAction, ShutdownCause},
@@ -51,6 +52,8 @@ pub struct Vm {
     pub monitors: Monitors,
     /// Character devices.
     pub chardevs: ChardevRegistry,
+    /// Networks.
+    pub net: NetRegistry,
     /// Connections that can be cut.
     pub yank: YankRegistry,
     /// Objects that a user made.
@@ -96,13 +99,17 @@ impl Vm {
     /// A machine without devices, before it was started.
     pub fn new(main: ContextHandle, board: Board, accelerator: Accelerator, options: MachineOptions) -> Rc<Self> {
         let yank = YankRegistry::new();
-        Rc::new(Self {
+        let chardevs = ChardevRegistry::new(yank.clone());
+        let clocks = board.clocks.clone();
+        let net = NetRegistry::new(chardevs.clone(), clocks.clone());
+        let vm = Rc::new(Self {
             main,
-            clocks: board.clocks.clone(),
+            clocks,
+            net: net.clone(),
             board,
             graph: Graph::new(),
             monitors: Monitors::default(),
-            chardevs: ChardevRegistry::new(yank.clone()),
+            chardevs,
             yank,
             objects: Objects::default(),
             migration: OnceCell::new(),
@@ -121,7 +128,9 @@ impl Vm {
             on_shutdown: Cell::new(ShutdownAction::Poweroff),
             autostart: Cell::new(true),
             exit: watch::Sender::new(None),
-        })
+        });
+        vm.add_state_listener(move |running, _| net.set_running(running));
+        vm
     }
 
     /// The type of the machine as an object (`pc-i440fx-10.0-machine`).
@@ -163,7 +172,13 @@ impl Vm {
 
     /// Tells the network where the guest is now.
     pub fn announce(&self, schedule: AnnounceSchedule) {
-        let _ = schedule;
+        self.net.self_announce(AnnounceParameters {
+            initial_ms: schedule.initial,
+            max_ms: schedule.max,
+            rounds: schedule.rounds,
+            step_ms: schedule.step,
+            interfaces: vec![],
+        });
     }
 
     /// The context that reads the monitors' input.

@@ -25,9 +25,12 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
 ];
 
 pub(super) static INFO: &[HmpCommand] = &[
+    plain("chardev", "show the character devices", info_chardev),
     plain("iothreads", "show iothreads", info_iothreads),
     plain("kvm", "show KVM information", info_kvm),
+    plain("migrate", "show migration status", info_migrate),
     plain("name", "show the current VM name", info_name),
+    plain("network", "show the network state", info_network),
     plain("registers", "show the cpu registers", info_registers),
     plain("status", "show the current VM status (running|paused)", info_status),
     plain("uuid", "show the current VM UUID", info_uuid),
@@ -74,6 +77,29 @@ fn info_status<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFut
             out.push_str(&format!(" ({})", state.as_str()));
         }
         out.push('\n');
+        Ok(())
+    })
+}
+
+fn info_network<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        out.push_str(&vm.net.info_network().replace("\r\n", "\n"));
+        Ok(())
+    })
+}
+
+fn info_chardev<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        for device in vm.chardevs.query() {
+            out.push_str(&format!("{}: filename={}\n", device.label, device.filename));
+        }
+        Ok(())
+    })
+}
+
+fn info_migrate<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        out.push_str(&vm.migration()?.info().to_text().replace("\r\n", "\n"));
         Ok(())
     })
 }
