@@ -11,6 +11,7 @@ pub mod fw_cfg;
 pub mod ide;
 pub mod input;
 pub mod irqchip;
+pub mod net;
 pub mod pc;
 pub mod pci;
 pub mod rtc;

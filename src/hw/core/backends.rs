@@ -5,6 +5,7 @@ use std::sync::Arc;
 use lockstep_block::BlockBackend;
 use lockstep_chardev::CharFrontend;
 use lockstep_event::ContextHandle;
+use lockstep_net::{MacAddress, NetPeer};
 use lockstep_util::{Result, err};
 use parking_lot::Mutex;
 
@@ -121,6 +122,41 @@ pub trait BackendProvider: Send + Sync {
     fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
         Err(err!("Property '{property}' can't find value '{id}'"))
     }
+
+    /// Makes a network card known, and gives it its backend if it has one.
+    ///
+    /// # Errors
+    /// When there is no backend of this id, or it is in use.
+    fn nic(&self, user: &NicUser) -> Result<NicHandle> {
+        let NicUser { model, netdev, .. } = user;
+        Err(err!("Property '{model}.netdev' can't find value '{}'", netdev.as_deref().unwrap_or_default()))
+    }
+
+    /// A network card is gone; its backend is free again.
+    fn release_nic(&self, peer: &NetPeer) {
+        let _ = peer;
+    }
+}
+
+/// A network card that is being made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicUser {
+    /// The device's id.
+    pub id: Option<String>,
+    /// The type of device.
+    pub model: &'static str,
+    /// Its hardware address; `None` takes a free one.
+    pub mac: Option<MacAddress>,
+    /// The backend's id.
+    pub netdev: Option<String>,
+}
+
+/// A network, given to a card.
+pub struct NicHandle {
+    /// The card's end.
+    pub peer: NetPeer,
+    /// The card's hardware address.
+    pub mac: MacAddress,
 }
 
 /// A character device, given to a device.
@@ -150,6 +186,21 @@ impl Backends {
     pub fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
         let provider = self.provider.lock().clone();
         provider.ok_or_else(|| err!("Property '{property}' can't find value '{id}'"))?.chardev(id, property)
+    }
+
+    /// Makes a network card known.
+    ///
+    /// # Errors
+    /// As [`BackendProvider::nic`].
+    pub fn nic(&self, user: &NicUser) -> Result<NicHandle> {
+        let provider = self.provider.lock().clone();
+        provider.ok_or_else(|| err!("There is no network for '{}'", user.model))?.nic(user)
+    }
+
+    /// A network card is gone.
+    pub fn release_nic(&self, peer: &NetPeer) {
+        let provider = self.provider.lock().clone();
+        provider.inspect(|p| p.release_nic(peer));
     }
 
     /// Gives a drive to a device.

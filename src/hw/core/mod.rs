@@ -13,7 +13,8 @@ mod reset;
 mod tree;
 
 pub use backends::{
-    BackendProvider, Backends, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, NoEvents, OnError,
+    BackendProvider, Backends, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, NicHandle, NicUser,
+    NoEvents, OnError,
 };
 pub use board::{Board, FirmwareFiles};
 pub(crate) use device::plug_device;
