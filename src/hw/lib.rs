@@ -7,6 +7,8 @@ pub mod acpi;
 pub mod char;
 pub mod chipset;
 pub mod core;
+pub mod dma;
+pub mod fdc;
 pub mod fw_cfg;
 pub mod ide;
 pub mod input;

@@ -18,6 +18,8 @@ use crate::{
         piix3::Piix3,
     },
     core::{Board, BusNode, IrqLine, IrqSink, QomParent, ResetPhase},
+    dma::{CONTROLLERS, Dma},
+    fdc::Fdc,
     fw_cfg::{FwCfg, key},
     ide::{PIIX3_IDE, Piix3Ide},
     input::{
@@ -205,6 +207,19 @@ impl PcMachine {
         let properties = parts::properties(board, &types::PIIX3, &settled)?;
         let device = Arc::new(parts::WithBuses(bridge.clone(), vec![isa_node.clone()]));
         let piix_path = parts::plug(board, &types::PIIX3, &pci_node, unattached(), device, properties).path.clone();
+        for (n, controller) in CONTROLLERS.into_iter().enumerate() {
+            let dma = Dma::new(board, controller);
+            board.states.register("dma", dma.clone());
+            let device = parts::BoardDevice::new(move |_| dma.reset());
+            let settled = [
+                ("base", controller.base.to_string()),
+                ("page-base", controller.page_base.to_string()),
+                ("dshift", controller.shift.to_string()),
+            ];
+            let properties = parts::properties(board, &types::I8257, &settled)?;
+            let place = QomParent::At(format!("{piix_path}/dma[{n}]"));
+            parts::plug(board, &types::I8257, &isa_node, place, Arc::new(device), properties);
+        }
         let hpet = config.hpet.then(|| Hpet::new(board, &gsis));
         let rtc_irq = hpet.as_ref().map_or_else(|| isa_irqs[8].clone(), Hpet::rtc_line);
         let rtc = Rtc::new(board, config.rtc, rtc_irq);
@@ -246,6 +261,7 @@ impl PcMachine {
         hooks.make_devices(Stage::Display, &machine)?;
         machine.add_timers(hpet)?;
         hooks.make_devices(Stage::SuperIo, &machine)?;
+        machine.add_floppy()?;
         machine.add_input(hooks)?;
         if machine.pm.is_some() {
             machine.add_eeproms(&i2c)?;
@@ -383,6 +399,23 @@ impl PcMachine {
         let properties = parts::properties(board, &types::SPEAKER, &[])?;
         let device = parts::BoardDevice::new(|_| ());
         parts::plug(board, &types::SPEAKER, &self.isa_node, QomParent::Unattached, Arc::new(device), properties);
+        Ok(())
+    }
+
+    /// The floppy controller, and its drive unless there is none by default.
+    fn add_floppy(&self) -> Result<()> {
+        let board = &self.board;
+        let fdc = Fdc::new(board, self.gsis[6].clone());
+        board.states.register("fdc", fdc.clone());
+        let drives = BusNode::new("floppy-bus.0", "floppy-bus", Arc::new(()));
+        let device = parts::BoardDevice::new(move |_| fdc.reset()).with_bus(&drives);
+        let properties = parts::properties(board, &types::FDC, &[])?;
+        parts::plug(board, &types::FDC, &self.isa_node, QomParent::Unattached, Arc::new(device), properties);
+        if self.config.floppy_drive {
+            let properties = parts::properties(board, &types::FLOPPY, &[("unit", 0.to_string())])?;
+            let device = Arc::new(parts::BoardDevice::new(|_| ()));
+            parts::plug(board, &types::FLOPPY, &drives, QomParent::Unattached, device, properties);
+        }
         Ok(())
     }
 

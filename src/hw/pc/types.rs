@@ -10,6 +10,8 @@ use PropertyKind::{AudioDev, Bool, I32, Str, U8, U16, U32, U64};
 const SYSBUS: &[&str] = &["sys-bus-device", "device", "object"];
 const ISA: &[&str] = &["isa-device", "device", "object"];
 
+const PLAIN: &[&str] = &["device", "object"];
+
 const fn kind(
     name: &'static str,
     bus: &'static str,
@@ -143,6 +145,39 @@ pub(super) static RTC: DeviceType = kind(
     ]],
 );
 
+pub(super) static I8257: DeviceType = kind(
+    "i8257",
+    "ISA",
+    ISA,
+    &[&[of("base", I32, "0"), of("page-base", I32, "128"), of("pageh-base", I32, "-1"), of("dshift", I32, "0")]],
+);
+
+pub(super) static FDC: DeviceType = DeviceType {
+    category: Category::Storage,
+    description: "virtual floppy controller",
+    ..kind(
+        "isa-fdc",
+        "ISA",
+        ISA,
+        &[&[
+            of("iobase", U32, "1008"),
+            of("irq", U32, "6"),
+            of("dma", U32, "2"),
+            of("fdtypeA", DRIVE_TYPE, "auto"),
+            of("fdtypeB", DRIVE_TYPE, "auto"),
+            of("fallback", DRIVE_TYPE, "288"),
+        ]],
+    )
+};
+
+const DRIVE_TYPE: PropertyKind = PropertyKind::Enum("FloppyDriveType", &["144", "288", "120", "none", "auto"]);
+
+pub(super) static FLOPPY: DeviceType = DeviceType {
+    category: Category::Storage,
+    description: "virtual floppy drive",
+    ..kind("floppy", "floppy-bus", PLAIN, &[&[of("unit", U32, "4294967295"), of("drive-type", DRIVE_TYPE, "288")]])
+};
+
 pub(super) static I8042: DeviceType = kind(
     "i8042",
     "ISA",
@@ -182,6 +217,9 @@ pub static BOARD_TYPES: &[&DeviceType] = &[
     &KVM_PIT,
     &SPEAKER,
     &RTC,
+    &I8257,
+    &FDC,
+    &FLOPPY,
     &I8042,
     &PS2_KEYBOARD,
     &PS2_MOUSE,

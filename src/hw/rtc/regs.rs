@@ -266,7 +266,7 @@ impl RtcRegs {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.cmos[REG_B] & B_BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.cmos[REG_B] & B_BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     fn decode(&self, value: u8) -> u8 {

@@ -126,7 +126,7 @@ impl Smbus {
                 self.data = [self.next(n), self.next(n)];
             }
             (BYTE_DATA, false) => self.store(n, command, &[self.data[0]]),
-            (WORD_DATA, false) => self.store(n, command, &self.data.clone()),
+            (WORD_DATA, false) => self.store(n, command, &{ self.data }),
             (BLOCK_DATA, true) => {
                 self.offsets[n] = command;
                 let len = self.next(n).min(32);
@@ -139,7 +139,8 @@ impl Smbus {
             (BLOCK_DATA, false) => {
                 let len = self.data[0].min(32);
                 self.store(n, command, &[len]);
-                self.store(n, command.wrapping_add(1), &self.block.clone()[..usize::from(len)]);
+                let block = self.block;
+                self.store(n, command.wrapping_add(1), &block[..usize::from(len)]);
                 self.block_index = 0;
             }
             _ => return false,
