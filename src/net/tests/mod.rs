@@ -2,6 +2,7 @@
 
 mod colo;
 mod filters;
+mod tap;
 
 use std::net::UdpSocket;
 use std::sync::Arc;
