@@ -123,7 +123,12 @@ impl Graph {
         // Nodes whose last user just went may still hold a name or a file lock.
         self.collect().await;
         let flags = OpenFlags { inactive: flags.inactive || self.opens_inactive(), ..flags };
-        open_inner(self, filename, options, flags, false).await
+        let node = open_inner(self, filename, options, flags, false).await;
+        if node.is_err() {
+            // What was opened on the way is not wanted any more.
+            self.collect().await;
+        }
+        node
     }
 
     /// `blockdev-add`: a node of the monitor's own, with a name and a driver.
@@ -159,13 +164,49 @@ impl Graph {
     }
 }
 
+/// Layers of a backing chain at most: an image may name itself as its backing file.
+const MAX_CHAIN: usize = 200;
+
+/// A node and what is to become its backing file.
+struct Opened {
+    node: Rc<Node>,
+    backing: Option<ChildSpec>,
+}
+
+/// Opens a node and the chain of backing files below it, one after the other.
 async fn open_inner(
+    graph: &Graph,
+    filename: Option<&str>,
+    options: Options,
+    flags: OpenFlags,
+    as_protocol: bool,
+) -> Result<Rc<Node>> {
+    let mut at = open_one(graph, filename, options, flags, as_protocol).await?;
+    let top = at.node.clone();
+    for depth in 1.. {
+        let Some(spec) = at.backing.take() else { break };
+        let below = if depth > MAX_CHAIN {
+            Err(err!("Backing chain is too long"))
+        } else {
+            open_backing(graph, &at.node, spec).await
+        };
+        match below {
+            Ok(Some(below)) => at = below,
+            Ok(None) => break,
+            // Each layer has failed to open its backing file; a long chain does not say it for each.
+            Err(e) => return Err(e.prepend("Could not open backing file: ".repeat(depth.min(3)))),
+        }
+    }
+    Ok(top)
+}
+
+async fn open_one(
     graph: &Graph,
     filename: Option<&str>,
     mut options: Options,
     mut flags: OpenFlags,
     as_protocol: bool,
-) -> Result<Rc<Node>> {
+) -> Result<Opened> {
     let mut filename = filename.map(str::to_owned);
     if let Some(json) = filename.as_deref().and_then(|f| f.strip_prefix("json:")) {
         let given = parse_json_filename(json)?;
@@ -241,14 +282,14 @@ async fn open_inner(
     }
 }
 
-/// Makes the node, then opens its backing file.
+/// Makes the node; its backing file is for later.
 async fn build(
     graph: &Graph,
     def: &'static DriverDef,
     node_name: Option<String>,
     mut options: Options,
     flags: OpenFlags,
-) -> Result<Rc<Node>> {
+) -> Result<Opened> {
     let given = options.clone();
     let has_backing_option = options.contains_group("backing");
     let mut backing = None;
@@ -268,17 +309,12 @@ async fn build(
     }
     let node = graph.build_node(def, node_name.as_deref(), options, flags).await?;
     *node.given_options.borrow_mut() = given;
-    if let Some(spec) = backing
-        && !flags.no_backing
-    {
-        open_backing(graph, &node, spec).await.map_err(|e| e.prepend("Could not open backing file: "))?;
-    }
-    Ok(node)
+    Ok(Opened { node, backing: backing.filter(|_| !flags.no_backing) })
 }
 
-async fn open_backing(graph: &Graph, node: &Rc<Node>, spec: ChildSpec) -> Result<()> {
+async fn open_backing(graph: &Graph, node: &Rc<Node>, spec: ChildSpec) -> Result<Option<Opened>> {
     let backing = match spec {
-        ChildSpec::Reference(name) => graph.lookup(&name)?,
+        ChildSpec::Reference(name) => Opened { node: graph.lookup(&name)?, backing: None },
         ChildSpec::Inline(mut options) => {
             let info = node.driver()?.format_info();
             let mut filename = None;
@@ -288,7 +324,7 @@ async fn open_backing(graph: &Graph, node: &Rc<Node>, spec: ChildSpec) -> Result
             {
                 let Some(name) = info.backing_filename.filter(|n| !n.is_empty()) else {
                     if options.is_empty() {
-                        return Ok(());
+                        return Ok(None);
                     }
                     bail!("Must specify either driver or file");
                 };
@@ -303,11 +339,11 @@ async fn open_backing(graph: &Graph, node: &Rc<Node>, spec: ChildSpec) -> Result
                 };
             }
             let flags = inherited_flags(node.flags(), ChildRole::COW, true);
-            Box::pin(open_inner(graph, filename.as_deref(), options, flags, false)).await?
+            Box::pin(open_one(graph, filename.as_deref(), options, flags, false)).await?
         }
     };
-    node.attach_child("backing", ChildRole::COW, &backing)?;
-    Ok(())
+    node.attach_child("backing", ChildRole::COW, &backing.node)?;
+    Ok(Some(backing))
 }
 
 /// A backing filename as seen from the directory of the image that names it.
@@ -315,7 +351,9 @@ pub fn resolve_relative(node: &Rc<Node>, name: &str) -> Result<String> {
     if name.starts_with('/') || has_protocol(name) {
         return Ok(name.to_owned());
     }
-    let base = node.plain_filename().unwrap_or_default();
+    // The image's own file says where it lies, whatever else the node was opened with.
+    let file = node.primary_child().and_then(|c| c.node().plain_filename());
+    let base = file.or_else(|| node.plain_filename()).unwrap_or_default();
     Ok(combine_path(&base, name))
 }
 

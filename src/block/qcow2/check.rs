@@ -7,7 +7,7 @@ use super::refcount::{MAX_TABLE_BYTES, OFFSET_MASK, set_entry};
 use super::{COMPRESSED, COPIED, Qcow2, snapshot};
 use crate::driver::WriteFlags;
 use crate::driver::errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 
 /// What to repair.
@@ -77,6 +77,8 @@ impl References {
     }
 }
 
+/// L2 entries looked at in one check: more than any image has whose tables are its own.
+const MAX_ENTRIES: u64 = 1 << 31;
 /// Messages kept; a thoroughly broken image has one for every cluster.
 const MAX_MESSAGES: usize = 100_000;
 
@@ -88,6 +90,8 @@ struct Checker<'a> {
     result: CheckResult,
     /// Refcount blocks or their table are broken beyond single entries.
     rebuild: bool,
+    /// L2 entries looked at.
+    entries: u64,
 }
 
 /// Checks, and repairs what `fix` says. The image must not be in use otherwise.
@@ -107,6 +111,7 @@ pub async fn check(image: &Qcow2, fix: Fix) -> io::Result<CheckResult> {
         file_length,
         result: CheckResult::default(),
         rebuild: false,
+        entries: 0,
     };
     checker.result.total_clusters = image.size().div_ceil(image.cluster_size());
     checker.count_references().await?;
@@ -213,12 +218,23 @@ impl Checker<'_> {
     async fn count_l1(&mut self, l1: &[u64], active: bool) -> io::Result<()> {
         let size = self.image.cluster_size();
         let mut next = 0;
+        let mut seen = HashSet::new();
         for entry in l1 {
             let offset = entry & OFFSET_MASK;
             if offset == 0 {
                 continue;
             }
             self.refer(offset, size);
+            if !seen.insert(offset) {
+                self.corruption(format!("ERROR l2_offset={offset:x}: Table is used more than once"));
+                continue;
+            }
+            self.entries += self.image.entries_per_table();
+            if self.entries > MAX_ENTRIES {
+                self.result.check_errors += 1;
+                self.say("ERROR: too many L2 tables to check".to_owned());
+                return Ok(());
+            }
             if offset % size != 0 {
                 self.corruption(format!(
                     "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"

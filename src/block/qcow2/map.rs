@@ -148,11 +148,25 @@ impl Qcow2 {
             let text = format!("L2 table offset {at:#x} unaligned (L1 index: {index:#x})");
             return Err(self.signal_corruption(&text).await);
         }
+        if self.is_other_metadata(at) {
+            let text = format!("L2 table offset {at:#x} overlaps with other metadata (L1 index: {index:#x})");
+            return Err(self.signal_corruption(&text).await);
+        }
         if !self.l2.shrink() {
             self.write_metadata().await?;
             self.l2.shrink();
         }
         Ok(Some(self.l2.load(&self.file(), at).await?))
+    }
+
+    /// Whether a cluster that shall be an L2 table is part of the tables above it.
+    fn is_other_metadata(&self, at: u64) -> bool {
+        let header = self.header.borrow();
+        let size = self.cluster_size();
+        let within = |start: u64, bytes: u64| at < (start + bytes).next_multiple_of(size) && start < at + size;
+        within(header.l1_offset, u64::from(header.l1_size) * 8)
+            || within(header.reftable_offset, u64::from(header.reftable_clusters) * size)
+            || self.refs.table.borrow().iter().any(|e| e & OFFSET_MASK == at)
     }
 
     fn l2_cached(&self, offset: u64) -> io::Result<Cached> {

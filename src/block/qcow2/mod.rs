@@ -22,6 +22,8 @@ mod zero;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::child::{Child, ChildRole};

@@ -14,6 +14,8 @@ use std::rc::Rc;
 pub const MAX_TABLE_BYTES: u64 = 8 << 20;
 /// Bits of an L1, L2 or refcount table entry that hold an offset.
 pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// Refcount blocks that may describe used clusters behind the file's end.
+const MAX_BLOCKS_BEHIND_END: u64 = 16;
 /// Highest offset a cluster can have and still be referred to.
 const MAX_OFFSET: u64 = 1 << 56;
 
@@ -215,7 +217,12 @@ impl Qcow2 {
         let mut found = 0;
         let mut cluster = self.refs.hint.get().max(self.emptied.floor());
         let mut first_free = None;
+        // Blocks that say that everything is in use, far behind the file's end, are damaged or hostile.
+        let believable = self.end_cluster.get().saturating_add(MAX_BLOCKS_BEHIND_END * per_block);
         loop {
+            if cluster > believable && found == 0 {
+                return Err(self.signal_corruption("Clusters behind the end of the file are counted as used").await);
+            }
             let block_end = (cluster / per_block + 1) * per_block;
             match self.refblock(cluster).await? {
                 None => {
