@@ -5,9 +5,11 @@
 //! commands may be pasted without a pause.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use lockstep_util::{Error, Result, bail};
 
+use crate::export::Exports;
 use crate::graph::Graph;
 use crate::jobs::Jobs;
 use crate::node::BlockOp;
@@ -55,6 +57,27 @@ pub async fn blockdev_add(graph: &Graph, options: Options) -> Result<()> {
 pub async fn blockdev_del(graph: &Graph, node_name: &str) -> Result<()> {
     Jobs::of(graph).settle().await;
     graph.blockdev_del(node_name).await
+}
+
+/// How long requests may take when the program ends, and how often those that hang are cut off then.
+const END_GRACE: Duration = Duration::from_secs(1);
+const END_RETRY: Duration = Duration::from_millis(100);
+
+/// The program ends: jobs are cancelled, the NBD server is stopped. From now on a frozen peer holds no request for longer
+/// than a moment, so that what drains the graph after this comes to its end.
+pub async fn end_users(graph: &Graph) {
+    let weak = graph.downgrade();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(END_GRACE).await;
+        while let Some(graph) = weak.upgrade() {
+            graph.nodes().iter().for_each(|n| n.cancel_in_flight());
+            drop(graph);
+            tokio::time::sleep(END_RETRY).await;
+        }
+    });
+    Jobs::of(graph).cancel_all().await;
+    // An error says that there is none.
+    let _ = Exports::of(graph).server_stop(graph).await;
 }
 
 /// `x-blockdev-change`: adds a node to, or removes a child from, a node that can have any number of them.

@@ -78,6 +78,7 @@ async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daem
         board.firmware.prepend(&o.value);
     }
     let vm = Vm::new(main, board, accelerator, options);
+    tokio::task::spawn_local(vm.graph.clone().run_collector());
     signals::watch_signals(&vm)?;
     let status = bring_up(&vm, &line).await;
     if let Err(e) = status.and_then(|()| daemon.map_or(Ok(()), daemon::Daemon::ready)) {
@@ -85,6 +86,7 @@ async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daem
         return Err(e);
     }
     let exit = vm.wait_for_exit().await;
+    lockstep_block::commands::end_users(&vm.graph).await;
     vm.stop(RunState::Shutdown).await;
     vm.graph.close_all().await;
     // What monitors were told last reaches them.

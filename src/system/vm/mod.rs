@@ -1,5 +1,6 @@
 //! The virtual machine as the main context has it: its parts, and what its run state allows.
 
+mod block_events;
 mod control;
 
 use std::{
@@ -130,6 +131,7 @@ impl Vm {
             exit: watch::Sender::new(None),
         });
         vm.add_state_listener(move |running, _| net.set_running(running));
+        block_events::connect(&vm);
         vm
     }
 
