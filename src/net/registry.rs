@@ -214,6 +214,11 @@ impl NetRegistry {
         }
     }
 
+    /// How many cards there are.
+    pub fn nic_count(&self) -> usize {
+        self.inner.nics.borrow().len()
+    }
+
     /// A hardware address that no card has: 52:54:00:12:34:56 and up.
     pub fn free_mac(&self) -> MacAddress {
         let nics = self.inner.nics.borrow();

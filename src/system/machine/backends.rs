@@ -7,7 +7,10 @@ use std::{
 
 use lockstep_block::Perm;
 use lockstep_event::Local;
-use lockstep_hw::core::{BackendProvider, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, OnError};
+use lockstep_hw::core::{
+    BackendProvider, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, NicHandle, NicUser, OnError,
+};
+use lockstep_net::{NetPeer, NicInfo, PeerError};
 use lockstep_qapi::{
     event,
     schema::{BlockErrorAction, IoOperationType, RunState},
@@ -27,7 +30,7 @@ struct Provider {
 
 impl BackendProvider for Provider {
     fn drive(&self, id: &str, user: &DriveUser) -> Result<DriveHandle> {
-        let vm = self.vm.get().upgrade().ok_or_else(|| err!("the machine is gone"))?;
+        let vm = self.vm()?;
         let backend = match vm.graph.find_backend(id) {
             Some(backend) => backend,
             None => {
@@ -81,13 +84,40 @@ impl BackendProvider for Provider {
     }
 
     fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
-        let vm = self.vm.get().upgrade().ok_or_else(|| err!("the machine is gone"))?;
+        let vm = self.vm()?;
         if !vm.chardevs.contains(id) {
             return Err(err!("Property '{property}' can't find value '{id}'"));
         }
         let frontend =
             vm.chardevs.attach(id).map_err(|_| err!("Property '{property}' can't take value '{id}', it's in use"))?;
         Ok(CharHandle { frontend, context: vm.main.clone() })
+    }
+
+    fn nic(&self, user: &NicUser) -> Result<NicHandle> {
+        let vm = self.vm()?;
+        let mac = user.mac.unwrap_or_else(|| vm.net.free_mac());
+        let name = user.id.clone().unwrap_or_else(|| format!("{}.{}", user.model, vm.net.nic_count()));
+        let info = NicInfo { name, model: user.model.to_owned(), mac };
+        let peer = vm.net.add_nic(info, user.netdev.as_deref()).map_err(|e| {
+            let (model, netdev) = (user.model, user.netdev.as_deref().unwrap_or_default());
+            match e {
+                PeerError::NotFound => err!("Property '{model}.netdev' can't find value '{netdev}'"),
+                PeerError::InUse => err!("Property '{model}.netdev' can't take value '{netdev}', it's in use"),
+            }
+        })?;
+        Ok(NicHandle { peer, mac })
+    }
+
+    fn release_nic(&self, peer: &NetPeer) {
+        if let Ok(vm) = self.vm() {
+            vm.net.remove_nic(peer);
+        }
+    }
+}
+
+impl Provider {
+    fn vm(&self) -> Result<Rc<Vm>> {
+        self.vm.get().upgrade().ok_or_else(|| err!("the machine is gone"))
     }
 }
 
