@@ -255,12 +255,13 @@ async fn ports(vm: &Rc<Vm>, line: &CommandLine) -> Result<Ports> {
         let text = if line.has("monitor") || line.has("qmp") || line.has("mon") { "stdio" } else { "mon:stdio" };
         serial.push(serial_chardev(vm, 0, text).await?);
     } else if serial.is_empty() && !line.has("nodefaults") {
-        serial.push(None);
+        serial.push(serial_chardev(vm, 0, "null").await?);
     }
     let parallel = match line.last("parallel") {
         Some(o) if o.value == "none" => None,
         Some(o) => Some(port_chardev(vm, "parallel0", &o.value).await.map_err(|e| o.locate(e))?),
-        None => (!line.has("nodefaults")).then_some(None),
+        None if line.has("nodefaults") => None,
+        None => Some(port_chardev(vm, "parallel0", "null").await?),
     };
     let debugcon = match line.last("debugcon") {
         Some(o) => port_chardev(vm, "debugcon", &o.value).await.map_err(|e| o.locate(e))?,
@@ -276,9 +277,11 @@ async fn serial_chardev(vm: &Rc<Vm>, n: usize, text: &str) -> Result<Option<Stri
 /// The id of the character device that a port's option describes; it is made unless it exists.
 async fn port_chardev(vm: &Rc<Vm>, label: &str, text: &str) -> Result<Option<String>> {
     use lockstep_chardev::options::{describe, parse_short};
-    if text == "none" || text == "null" || text == "vc" {
+    if text == "none" {
         return Ok(None);
     }
+    // There is no screen with virtual consoles.
+    let text = if text == "vc" || text.starts_with("vc:") { "null" } else { text };
     if let Some(id) = text.strip_prefix("chardev:") {
         return Ok(Some(id.to_owned()));
     }
