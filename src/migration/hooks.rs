@@ -207,7 +207,14 @@ pub trait NetCheckpoint {
     /// epoch.
     fn remirror_undelivered(&self);
 
-    /// Tells the filters that a checkpoint was applied.
+    /// Primary: whether this side may speak for the machine where nobody compares what it says (ARP, neighbour discovery). It may
+    /// not from the loss of the pair until it is told to go on alone; and, should it wake up from being frozen, not before it has
+    /// looked: `peer_is_there` is asked for every such frame, from any thread.
+    fn hold_identity(&self, open: bool, peer_is_there: Option<Box<dyn Fn() -> bool + Send + Sync>>) {
+        let _ = (open, peer_is_there);
+    }
+
+    /// Tells the filters that the guest has become a copy of the primary: at the start, and when a checkpoint was applied.
     fn notify_checkpoint(&self);
 
     /// Tells the filters that this side goes on alone.

@@ -67,6 +67,14 @@ impl NetCheckpoint for ColoNet {
     // They are mirrored again when the secondary has said that it has forgotten them: see `release_held`.
     fn remirror_undelivered(&self) {}
 
+    fn hold_identity(&self, open: bool, peer_is_there: Option<Box<dyn Fn() -> bool + Send + Sync>>) {
+        if let Some(net) = self.net() {
+            let gate = net.identity_gate();
+            gate.set_probe(peer_is_there);
+            gate.set_open(open);
+        }
+    }
+
     fn notify_checkpoint(&self) {
         if let Some(net) = self.net() {
             net.set_colo_secondary(true);

@@ -9,6 +9,7 @@ use crate::stream::{Command, StreamWriter};
 use crate::worker::Worker;
 use lockstep_util::{Result, bail};
 use lockstep_vmstate::Encoder;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
 use serde_json::{Value, json};
 use std::convert::Infallible;
@@ -17,12 +18,24 @@ use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+/// Whether the other side of a connection is still there, as far as this host knows.
+fn is_open(channel: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(channel, PollFlags::RDHUP)];
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    match poll(&mut fds, Some(&Timespec::default())) {
+        Ok(_) => !fds[0].revents().intersects(gone),
+        Err(_) => true,
+    }
+}
+
 /// Goes on after the whole machine was sent: makes checkpoints until the pair comes apart, waits to be told that this side goes on
 /// alone, and does.
 pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
     core.set_status(Status::Colo);
     let Err(e) = Pair { core, worker, connections: false }.checkpoints().await;
+    // Nobody knows yet which side goes on.
+    core.env.net.hold_identity(false, None);
     if !core.colo.is_failover_asked() {
         core.warn(&e);
         tell_exit(core, ColoMode::Primary, ColoExitReason::Error);
@@ -51,6 +64,7 @@ async fn failover(core: &Core) {
         core.warn(&e);
     }
     core.colo.leave();
+    core.env.net.hold_identity(true, None);
     match stopped {
         Some(state) => core.env.vm.set_run_state(&state),
         None => core.env.vm.start().await,
@@ -69,13 +83,17 @@ impl Pair<'_> {
     async fn checkpoints(mut self) -> Result<Infallible> {
         let core = self.core;
         core.env.steps.at("primary-wait-ready").await;
-        let (answer, fd) = self
+        // What the guest said before belongs to the state that was sent: nobody else could ever contradict it.
+        core.env.net.drain_mirrors().await;
+        core.env.net.release_held().await;
+        let (answer, fd, probe) = self
             .worker
             .run(|sender| {
                 let answer = sender.expect_with_extension(Message::CheckpointReady)?;
-                Ok((answer, sender.channel.duplicate()?))
+                Ok((answer, sender.channel.duplicate()?, sender.channel.duplicate()?))
             })
             .await?;
+        core.env.net.hold_identity(true, Some(Box::new(move || is_open(&probe))));
         let features = answer.as_ref().and_then(|a| a["features"].as_array());
         self.connections = features.is_some_and(|f| f.iter().any(|f| f == "connections"));
         // SAFETY: an OwnedFd keeps its descriptor open, the same one, until it is dropped by the AsyncFd.

@@ -77,6 +77,9 @@ impl Pair<'_> {
             core.env.net.import_connections(connections);
         }
         let answer = offer.map(|_| json!({"features": ["connections"]}));
+        // What was mirrored while the machine was on its way here is in its state.
+        core.env.net.discard_incoming().await;
+        core.env.net.notify_checkpoint();
         core.env.vm.start().await;
         let ready = move |r: &mut Receiver| match answer {
             Some(answer) => r.say_with_extension(&answer, Message::CheckpointReady),
