@@ -17,7 +17,11 @@ pub struct GlobalState {
 #[vmstate(name = "globalstate", version = 1)]
 pub struct GlobalStateWire {
     size: u32,
-    runstate: Buffer<100>,
+    runstate: Buffer<32>,
+    has_vm_was_suspended: u8,
+    vm_was_suspended: u8,
+    #[vmstate(name = "unused")]
+    unused: Buffer<66>,
 }
 
 /// The run states that a sender can have been in.
@@ -70,9 +74,10 @@ impl Snapshot for GlobalState {
     fn snapshot(&self) -> GlobalStateWire {
         let current = self.current.lock();
         let mut runstate = Buffer::default();
-        let len = current.len().min(99);
+        let len = current.len().min(31);
         runstate[..len].copy_from_slice(&current.as_bytes()[..len]);
-        GlobalStateWire { size: len as u32 + 1, runstate }
+        let unused = Buffer::default();
+        GlobalStateWire { size: len as u32 + 1, runstate, has_vm_was_suspended: 0, vm_was_suspended: 0, unused }
     }
 
     fn validate(&self, wire: &GlobalStateWire) -> Result<(), LoadError> {

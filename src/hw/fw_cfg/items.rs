@@ -142,10 +142,10 @@ impl Items {
         }
     }
 
-    /// Sizes of the memory blocks behind the ACPI files.
+    /// Sizes of the ACPI files that are shown from memory blocks: those of the files, as QEMU has them, not of the blocks' pages.
     pub(super) fn acpi_sizes(&self) -> Option<[u64; 3]> {
         let size = |name: &str| match self.files.get(name) {
-            Some(Blob::Memory(block, _)) => Some(block.size()),
+            Some(Blob::Memory(_, len)) => Some(*len),
             _ => None,
         };
         Some([size(ACPI_FILES[0])?, size(ACPI_FILES[1])?, size(ACPI_FILES[2])?])
