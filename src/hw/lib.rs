@@ -7,6 +7,7 @@ pub mod acpi;
 pub mod char;
 pub mod chipset;
 pub mod core;
+pub mod display;
 pub mod dma;
 pub mod fdc;
 pub mod fw_cfg;
