@@ -107,9 +107,12 @@ impl Node {
             return self.write_zeroes(offset, data.len() as u64, flags | extra).await;
         }
         let _work = self.start_work();
-        let _request = self.begin_write(offset, data.len() as u64).await?;
+        let request = self.begin_write(offset, data.len() as u64).await?;
         let done = self.write_aligned(offset, data, flags).await;
-        self.finish_write(offset, data.len() as u64, flags, done).await
+        let done = self.finish_write(offset, data.len() as u64, flags, done).await;
+        drop(request);
+        self.settle_hooks(offset, data.len() as u64).await;
+        done
     }
 
     /// Writes within a range that the caller holds by [`Node::lock_range`]. Hooks are run as for every write.
@@ -151,6 +154,14 @@ impl Node {
         }
         // The wait may have been long: the image may have been given away or closed.
         self.check_writable()
+    }
+
+    async fn settle_hooks(&self, offset: u64, len: u64) {
+        for hook in self.write_hooks() {
+            if let Some(work) = hook.settle_write(offset, len) {
+                work.await;
+            }
+        }
     }
 
     async fn finish_write(
@@ -225,9 +236,12 @@ impl Node {
         // Zeroing by unmapping needs the user's leave (`discard=unmap`).
         let flags = if self.flags().unmap { flags } else { flags - WriteFlags::MAY_UNMAP };
         let _work = self.start_work();
-        let _request = self.begin_write(offset, len).await?;
+        let request = self.begin_write(offset, len).await?;
         let done = self.zero_range(offset, len, flags).await;
-        self.finish_write(offset, len, flags, done).await
+        let done = self.finish_write(offset, len, flags, done).await;
+        drop(request);
+        self.settle_hooks(offset, len).await;
+        done
     }
 
     async fn zero_range(&self, offset: u64, len: u64, flags: WriteFlags) -> io::Result<()> {
@@ -276,10 +290,13 @@ impl Node {
             return Ok(());
         }
         let _work = self.start_work();
-        let _request = self.requests.begin(RequestKind::Write, offset, len).await;
+        let request = self.requests.begin(RequestKind::Write, offset, len).await;
         self.run_before_hooks(offset, len).await?;
         let done = self.discard_range(offset, len).await;
-        self.finish_write(offset, len, WriteFlags::empty(), done).await
+        let done = self.finish_write(offset, len, WriteFlags::empty(), done).await;
+        drop(request);
+        self.settle_hooks(offset, len).await;
+        done
     }
 
     async fn discard_range(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -22,6 +22,11 @@ pub trait WriteHook {
     /// After the range was changed, or may have been (`ok` false).
     fn after_write(&self, _offset: u64, _len: u64, _ok: bool) {}
 
+    /// Last of all, when the range is free for others again: what the writer has to wait for.
+    fn settle_write<'a>(&'a self, _offset: u64, _len: u64) -> Option<LocalBoxFuture<'a, ()>> {
+        None
+    }
+
     /// After the length was changed.
     fn resized(&self, _len: u64) {}
 }

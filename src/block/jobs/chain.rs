@@ -158,6 +158,7 @@ pub async fn block_commit(graph: &Graph, args: CommitArgs) -> Result<()> {
         on_source_error: args.on_error,
         on_target_error: args.on_error,
         unmap: false,
+        write_blocking: false,
         // Below the active layer nobody writes: there is no steady state to wait in.
         auto_complete: !active,
         pivot: Box::new(pivot),

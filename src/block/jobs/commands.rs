@@ -180,9 +180,6 @@ fn check_mirror_args(args: &MirrorArgs) -> Result<()> {
     if args.buf_size < 0 {
         bail!("Invalid parameter 'buf-size'");
     }
-    if args.write_blocking {
-        bail!("Copy mode 'write-blocking' is not supported");
-    }
     Ok(())
 }
 
@@ -266,6 +263,7 @@ fn start_mirror(graph: &Graph, mut args: MirrorArgs, source: &Rc<Node>, target: 
         on_source_error: args.on_source_error,
         on_target_error: args.on_target_error,
         unmap: args.unmap,
+        write_blocking: args.write_blocking,
         auto_complete: false,
         pivot: Box::new(pivot),
         blockers,

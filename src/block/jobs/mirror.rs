@@ -70,6 +70,8 @@ pub struct MirrorParts {
     pub on_target_error: OnError,
     /// Zeroes may be written by unmapping.
     pub unmap: bool,
+    /// A write of the guest ends when the target has it too (`copy-mode=write-blocking`).
+    pub write_blocking: bool,
     /// Has no steady state: completes as soon as both sides are equal.
     pub auto_complete: bool,
     /// What completing does, under drain.
@@ -270,6 +272,7 @@ impl Engine {
                     continue;
                 }
                 job.set_remaining(0);
+                job.set_actively_synced(self.parts.write_blocking);
                 job.become_ready();
                 continue;
             }
@@ -339,6 +342,40 @@ impl Engine {
         }
     }
 
+    /// Copies what a write of the guest has just made dirty, before that write ends.
+    async fn copy_behind_write(&self, offset: u64, len: u64) {
+        let (granularity, size) = (self.granularity(), self.dirty.borrow().size());
+        let end = offset.saturating_add(len).min(size).next_multiple_of(granularity).min(size);
+        let mut at = offset - offset % granularity;
+        while at < end && self.failure.borrow().is_none() && self.ends.borrow().is_some() {
+            let changed = self.changed.notified();
+            let next = self.dirty.borrow().next_dirty(at, MAX_COPY).filter(|(o, _)| *o < end);
+            let (o, l) = next.map_or((end, 0), |(o, l)| (o, l.min(end - o)));
+            // A copy under way may have older data and must not end behind this one.
+            if self.copying.borrow().iter().any(|(from, n)| *from < o + l && at < from + n) {
+                changed.await;
+                continue;
+            }
+            if l == 0 {
+                return;
+            }
+            self.dirty.borrow_mut().clear(o, l);
+            self.enter(o, l, true);
+            // Whoever drops the write half-way leaves the range to the background.
+            let dropped = Cell::new(true);
+            let _left = OnDrop(|| {
+                if dropped.get() {
+                    self.dirty.borrow_mut().set(o, l);
+                    self.leave(o, l, true, Ok(()));
+                }
+            });
+            let result = self.copy_data(o, l).await;
+            dropped.set(false);
+            self.leave(o, l, true, result);
+            at = o + l;
+        }
+    }
+
     /// How much of the start of a range is to be copied at once, and whether it is all zeroes.
     async fn classify(&self, offset: u64, len: u64) -> io::Result<(u64, bool)> {
         let (granularity, size) = (self.granularity(), self.dirty.borrow().size());
@@ -367,31 +404,39 @@ impl Engine {
     }
 
     fn begin(self: &Rc<Self>, job: &Rc<Job>, offset: u64, len: u64, zero: bool) {
-        self.copying.borrow_mut().push((offset, len));
-        self.bytes_in_flight.set(self.bytes_in_flight.get() + len);
-        if !zero {
-            self.buffered.set(self.buffered.get() + len);
-        }
-        self.parts.edge.in_flight.set(self.parts.edge.in_flight.get() + 1);
+        self.enter(offset, len, !zero);
         let (engine, job) = (self.clone(), job.clone());
         tokio::task::spawn_local(async move {
             let result = if zero { engine.copy_zeroes(offset, len).await } else { engine.copy_data(offset, len).await };
-            match result {
-                Ok(()) => job.advance(len),
-                Err((is_read, e)) => {
-                    engine.dirty.borrow_mut().set(offset, len);
-                    engine.fail(is_read, e);
-                }
+            if result.is_ok() {
+                job.advance(len);
             }
-            engine.copying.borrow_mut().retain(|r| *r != (offset, len));
-            engine.bytes_in_flight.set(engine.bytes_in_flight.get() - len);
-            if !zero {
-                engine.buffered.set(engine.buffered.get() - len);
-            }
-            engine.parts.edge.in_flight.set(engine.parts.edge.in_flight.get() - 1);
-            engine.changed.notify_waiters();
-            crate::drain::kick();
+            engine.leave(offset, len, !zero, result);
         });
+    }
+
+    fn enter(&self, offset: u64, len: u64, buffered: bool) {
+        self.copying.borrow_mut().push((offset, len));
+        self.bytes_in_flight.set(self.bytes_in_flight.get() + len);
+        if buffered {
+            self.buffered.set(self.buffered.get() + len);
+        }
+        self.parts.edge.in_flight.set(self.parts.edge.in_flight.get() + 1);
+    }
+
+    fn leave(&self, offset: u64, len: u64, buffered: bool, result: std::result::Result<(), (bool, io::Error)>) {
+        if let Err((is_read, e)) = result {
+            self.dirty.borrow_mut().set(offset, len);
+            self.fail(is_read, e);
+        }
+        self.copying.borrow_mut().retain(|r| *r != (offset, len));
+        self.bytes_in_flight.set(self.bytes_in_flight.get() - len);
+        if buffered {
+            self.buffered.set(self.buffered.get() - len);
+        }
+        self.parts.edge.in_flight.set(self.parts.edge.in_flight.get() - 1);
+        self.changed.notify_waiters();
+        crate::drain::kick();
     }
 
     /// The next dirty range after the last one that overlaps no copy under way; goes round at the end.
@@ -480,6 +525,10 @@ impl WriteHook for Engine {
         {
             job.kick();
         }
+    }
+
+    fn settle_write<'a>(&'a self, offset: u64, len: u64) -> Option<LocalBoxFuture<'a, ()>> {
+        self.parts.write_blocking.then(|| -> LocalBoxFuture<'a, ()> { Box::pin(self.copy_behind_write(offset, len)) })
     }
 }
 

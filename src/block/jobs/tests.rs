@@ -359,3 +359,28 @@ fn a_backup_without_sync_copies_only_what_is_overwritten() {
         assert!(copy[131072..].iter().all(|b| *b == 0));
     });
 }
+
+#[test]
+fn with_write_blocking_a_write_ends_when_the_target_has_it() {
+    on_context(async {
+        let p = pair(8 << 20, 8 << 20).await;
+        let disk = p.graph.find_backend("disk0").unwrap();
+        disk.write(0, &vec![1; 4 << 20], WriteFlags::empty()).await.unwrap();
+        let mut args = resync(SyncMode::Full);
+        args.write_blocking = true;
+        let target = p.target.to_str().unwrap();
+        drive_mirror(&p.graph, args, target, Some("raw"), NewImageMode::Existing, None).await.unwrap();
+        for i in 0..40u64 {
+            disk.write(i * 150_001, &vec![i as u8 | 0x80; 100_000], WriteFlags::empty()).await.unwrap();
+        }
+        p.events.wait_for("BLOCK_JOB_READY").await;
+        assert_eq!(Jobs::of(&p.graph).query_block_jobs()[0]["actively-synced"], true);
+        for i in 0..40u64 {
+            disk.write(i * 77_777, &[i as u8 + 1; 5000], WriteFlags::empty()).await.unwrap();
+            let (a, b) = (std::fs::read(&p.source).unwrap(), std::fs::read(&p.target).unwrap());
+            assert!(a == b, "after write {i}");
+        }
+        Jobs::of(&p.graph).block_job_cancel("resync", false).unwrap();
+        p.events.wait_for("null").await;
+    });
+}

@@ -220,6 +220,7 @@ impl Replication {
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
             unmap: false,
+            write_blocking: false,
             auto_complete: true,
             pivot: Box::new(pivot),
             blockers: Vec::new(),
