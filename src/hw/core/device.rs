@@ -113,6 +113,8 @@ pub struct CreateContext<'a> {
     pub id: Option<&'a str>,
     /// Its place in the tree of objects.
     pub path: &'a str,
+    /// Whether a user asked for it, or the machine comes with it.
+    pub user_made: bool,
     /// Its properties. What the device settles (an address, a MAC) it writes back here.
     pub properties: &'a mut PropertySet,
 }
@@ -210,7 +212,7 @@ pub fn create_device(
         (QomParent::Unattached, _) => board.tree.next_unattached(),
         (QomParent::At(path), _) => path,
     };
-    let mut context = CreateContext { board, bus: &bus, id, path: &path, properties: &mut properties };
+    let mut context = CreateContext { board, bus: &bus, id, path: &path, user_made, properties: &mut properties };
     let device = create(&mut context)?;
     Ok(plug_device(board, kind, id, path, &bus, device, properties, user_made))
 }

@@ -6,6 +6,7 @@ mod device;
 mod guard;
 mod handler;
 mod input;
+mod io_cpu;
 mod irq;
 mod property;
 mod request;
@@ -22,6 +23,7 @@ pub use device::{Category, CreateContext, Device, DeviceType, QomParent, TypeTab
 pub use guard::{GuardScope, Guarded, ReentrancyGuard};
 pub use handler::{byte_registers, io_handler};
 pub use input::{Axis, InputDevice, InputEvent, InputHub, InputKind, Key, MouseButton, MouseInfo};
+pub use io_cpu::{IoCpu, IoRegisters, io_cpu, set_io_cpu};
 pub use irq::{IrqLine, IrqSink, SharedLine};
 pub use property::{Globals, Property, PropertyInput, PropertyKind, PropertySet, PropertyValue};
 pub use request::{MachineRequest, Notifier, RequestSink, ResetCause, ShutdownCause};

@@ -35,7 +35,7 @@ impl DmaRegs {
 
     pub(super) fn read_channel(&mut self, register: usize) -> u8 {
         let second = self.take_second();
-        let c = &self.channels[register / 2 & 3];
+        let c = &self.channels[(register / 2) & 3];
         let value = if register % 2 == COUNT {
             (i32::from(c.base[COUNT]) << self.shift) - c.now[COUNT]
         } else {
@@ -47,7 +47,7 @@ impl DmaRegs {
 
     pub(super) fn write_channel(&mut self, register: usize, value: u8) {
         let second = self.take_second();
-        let c = &mut self.channels[register / 2 & 3];
+        let c = &mut self.channels[(register / 2) & 3];
         let base = &mut c.base[register % 2];
         if second {
             *base = *base & 0x00ff | u16::from(value) << 8;

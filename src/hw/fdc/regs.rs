@@ -146,7 +146,7 @@ const COMMANDS: [Command; 26] = [
     (0xff, 0x10, 0, FdcRegs::version),
     (0xff, 0x18, 0, FdcRegs::part_id),
     (0x7f, 0x14, 0, FdcRegs::set_lock),
-    (0xff, 0x33, 1, FdcRegs::to_command),
+    (0xff, 0x33, 1, FdcRegs::begin_command),
     (0xff, 0x8f, 2, FdcRegs::relative_seek_out),
     (0xff, 0xcf, 2, FdcRegs::relative_seek_in),
     (0x00, 0x00, 0, FdcRegs::invalid),
@@ -191,7 +191,7 @@ impl FdcRegs {
         self.dor = DOR_RUN | DOR_DMA;
         self.msr = MSR_READY;
         self.reset_senses = 0;
-        self.to_command();
+        self.begin_command();
         if interrupt {
             self.status0 |= ST0_READY_CHANGED;
             self.raise();
@@ -255,7 +255,7 @@ impl FdcRegs {
         let value = self.fifo[self.position];
         self.position += 1;
         if self.position >= self.length {
-            self.to_command();
+            self.begin_command();
             self.lower();
         }
         value
@@ -280,14 +280,14 @@ impl FdcRegs {
         }
     }
 
-    fn to_command(&mut self) {
+    fn begin_command(&mut self) {
         self.phase = Phase::Command;
         (self.position, self.length) = (0, 1);
         self.msr &= !(MSR_BUSY | MSR_TO_HOST);
         self.msr |= MSR_READY;
     }
 
-    fn to_result(&mut self, bytes: &[u8]) {
+    fn begin_result(&mut self, bytes: &[u8]) {
         self.phase = Phase::Result;
         self.fifo[..bytes.len()].copy_from_slice(bytes);
         (self.position, self.length) = (0, bytes.len());
@@ -304,7 +304,7 @@ impl FdcRegs {
         let d = *self.drive();
         self.status0 = self.status0 & !(3 | ST0_HEAD) | n | if d.head != 0 { ST0_HEAD } else { 0 } | status0;
         let result = [self.status0, status1, 0, d.track, d.head, d.sector, SECTOR_SIZE_CODE];
-        self.to_result(&result);
+        self.begin_result(&result);
         self.raise();
     }
 
@@ -337,7 +337,7 @@ impl FdcRegs {
     fn seek(&mut self) {
         self.select(self.fifo[1]);
         // Without a medium there is nothing to count tracks by: the head stays.
-        self.to_command();
+        self.begin_command();
         self.status0 |= ST0_SEEK_END;
         self.raise();
     }
@@ -354,7 +354,7 @@ impl FdcRegs {
         self.select(self.fifo[1]);
         let d = self.drive();
         (d.head, d.track, d.sector) = (0, 0, 1);
-        self.to_command();
+        self.begin_command();
         self.status0 |= ST0_SEEK_END;
         self.raise();
     }
@@ -365,13 +365,13 @@ impl FdcRegs {
             self.reset_senses -= 1;
             ST0_READY_CHANGED + n
         } else if self.sra & SRA_INTERRUPT == 0 {
-            self.to_result(&[ST0_INVALID]);
+            self.begin_result(&[ST0_INVALID]);
             return;
         } else {
             self.status0 & !(3 | ST0_HEAD) | self.selected() as u8
         };
         let track = self.drive().track;
-        self.to_result(&[status, track]);
+        self.begin_result(&[status, track]);
         let left = self.reset_senses;
         self.lower();
         self.reset_senses = left;
@@ -384,34 +384,34 @@ impl FdcRegs {
         let d = self.drive();
         d.head = head;
         let track_0 = if d.track == 0 { ST3_TRACK_0 } else { 0 };
-        self.to_result(&[track_0 | head << 2 | n | ST3_ALWAYS]);
+        self.begin_result(&[track_0 | head << 2 | n | ST3_ALWAYS]);
     }
 
     fn specify(&mut self) {
         self.timers = [self.fifo[1] >> 4, self.fifo[2] >> 1];
         self.dor = if self.fifo[2] & 1 != 0 { self.dor & !DOR_DMA } else { self.dor | DOR_DMA };
-        self.to_command();
+        self.begin_command();
     }
 
     fn version(&mut self) {
         // An 82077 or better.
-        self.to_result(&[0x90]);
+        self.begin_result(&[0x90]);
     }
 
     fn part_id(&mut self) {
         // An 82078.
-        self.to_result(&[0x41]);
+        self.begin_result(&[0x41]);
     }
 
     fn set_lock(&mut self) {
         self.lock = u8::from(self.fifo[0] & 0x80 != 0);
-        self.to_result(&[self.lock << 4]);
+        self.begin_result(&[self.lock << 4]);
     }
 
     fn configure(&mut self) {
         self.config = self.fifo[2];
         self.precompensation_track = self.fifo[3];
-        self.to_command();
+        self.begin_command();
     }
 
     fn perpendicular_mode(&mut self) {
@@ -419,19 +419,19 @@ impl FdcRegs {
         if value & 0x80 != 0 {
             self.drive().perpendicular = value & 7;
         }
-        self.to_command();
+        self.begin_command();
     }
 
     fn power_down_mode(&mut self) {
         self.power_down = self.fifo[1];
-        self.to_result(&[self.fifo[1]]);
+        self.begin_result(&[self.fifo[1]]);
     }
 
     fn dump_registers(&mut self) {
         let [d0, d1] = self.drives;
         let d = *self.drive();
         let dma_off = u8::from(self.dor & DOR_DMA == 0);
-        self.to_result(&[
+        self.begin_result(&[
             d0.track,
             d1.track,
             0,
@@ -446,7 +446,7 @@ impl FdcRegs {
     }
 
     fn invalid(&mut self) {
-        self.to_result(&[ST0_INVALID]);
+        self.begin_result(&[ST0_INVALID]);
     }
 
     pub(super) fn save(&self, timer: Option<i64>) -> FdcState {
@@ -528,7 +528,7 @@ impl FdcRegs {
         };
         if self.phase != Phase::Searching && self.position >= self.length {
             // Nothing is left of what went on.
-            self.to_command();
+            self.begin_command();
         }
         timer
     }

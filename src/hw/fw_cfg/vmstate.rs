@@ -21,7 +21,7 @@ pub struct DmaState {
     pub dma_addr: u64,
 }
 
-/// Sizes of the memory blocks with the ACPI tables.
+/// Sizes of the files with the ACPI tables.
 #[derive(Clone, Debug, PartialEq, VmState)]
 #[vmstate(name = "fw_cfg/acpi_mr", version = 1)]
 pub struct AcpiSizesState {

@@ -2,3 +2,4 @@
 
 pub mod i8042;
 pub mod port92;
+pub mod vmport;

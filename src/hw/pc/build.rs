@@ -25,6 +25,7 @@ use crate::{
     input::{
         i8042::{I8042, Pins},
         port92::Port92,
+        vmport::VmPort,
     },
     irqchip::{
         GSI_COUNT, GsiRouter, KernelIoApic, KernelIrqChip, KernelPic, MsiSink,
@@ -421,14 +422,16 @@ impl PcMachine {
 
     fn add_input(&self, hooks: &dyn PcHooks) -> Result<()> {
         let board = &self.board;
+        let mut i8042 = None;
         if self.config.i8042 {
             let pins = Pins { keyboard: self.gsis[1].clone(), mouse: self.gsis[12].clone(), a20: hooks.a20() };
-            let i8042 = I8042::new(board, pins);
-            let (keyboard, mouse, controller) = i8042.sections();
+            let device = I8042::new(board, pins);
+            i8042 = Some(device.clone());
+            let (keyboard, mouse, controller) = device.sections();
             board.states.register("ps2kbd", keyboard);
             board.states.register("ps2mouse", mouse);
             board.states.register("pckbd", controller);
-            let device = parts::BoardDevice::new(move |_| i8042.reset());
+            let device = parts::BoardDevice::new(move |_| device.reset());
             let properties = parts::properties(board, &types::I8042, &[])?;
             let node =
                 parts::plug(board, &types::I8042, &self.isa_node, QomParent::Unattached, Arc::new(device), properties);
@@ -437,6 +440,15 @@ impl PcMachine {
                 let device = Arc::new(parts::BoardDevice::new(|_| ()));
                 parts::plug(board, kind, &board.tree.root(), place, device, Default::default());
             }
+        }
+        if let Some(i8042) = i8042.filter(|_| self.config.vmport) {
+            let vmport = VmPort::new(board, &i8042, self.config.ram_size);
+            board.states.register("vmmouse", vmport.section());
+            let port = Arc::new(parts::BoardDevice::new(|_| ()));
+            let properties = parts::properties(board, &types::VMPORT, &[])?;
+            parts::plug(board, &types::VMPORT, &self.isa_node, QomParent::Unattached, port, properties);
+            let mouse = Arc::new(parts::BoardDevice::new(move |_| vmport.reset()));
+            parts::plug(board, &types::VMMOUSE, &self.isa_node, QomParent::Unattached, mouse, Default::default());
         }
         let port92 = Port92::new(board, hooks.a20());
         board.states.register("port92", port92.clone());

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use lockstep_util::Result;
+use lockstep_util::{Result, bail};
 
 use crate::core::{
     Board, BusNode, Device, DeviceNode, DeviceType, IrqLine, PropertyInput, PropertySet, QomParent, ResetKind,
@@ -103,12 +103,20 @@ pub(super) fn properties(board: &Board, kind: &'static DeviceType, settled: &[(&
     let mut set = PropertySet::resolve(kind.name, kind.properties(), &[], &settled)?;
     let given = PropertySet::resolve(kind.name, kind.properties(), &globals, &[])?;
     for property in kind.properties().filter(|p| given.is_given(p.name)) {
-        if let Some(value) = given.get(property.name) {
-            set.set(property.name, value.clone());
+        let (name, value) = (property.name, given.get(property.name));
+        if !CHANGEABLE.contains(&(kind.name, name)) && value != set.get(name) {
+            bail!("Property '{}.{name}' can't be changed on this machine", kind.name);
+        }
+        if let Some(value) = value {
+            set.set(name, value.clone());
         }
     }
     Ok(set)
 }
+
+/// Properties of the board's devices that `-global` changes.
+const CHANGEABLE: [(&str, &str); 4] =
+    [("PIIX4_PM", "disable_s3"), ("PIIX4_PM", "disable_s4"), ("PIIX4_PM", "s4_val"), ("PIIX4_PM", "smb_io_base")];
 
 /// Puts one of the board's devices into the tree and the reset.
 pub(super) fn plug(

@@ -127,6 +127,7 @@ fn sections_come_in_qemus_order() {
         "ps2kbd/0",
         "ps2mouse/0",
         "pckbd/0",
+        "vmmouse/0",
         "port92/0",
     ];
     assert_eq!(names, wanted);

@@ -195,6 +195,22 @@ pub(super) static PS2_KEYBOARD: DeviceType =
 pub(super) static PS2_MOUSE: DeviceType =
     kind("ps2-mouse", "System", &["ps2-device", "sys-bus-device", "device", "object"], &[]);
 
+pub(super) static VMPORT: DeviceType = kind(
+    "vmport",
+    "ISA",
+    ISA,
+    &[&[
+        of("x-read-set-eax", Bool, "on"),
+        of("x-signal-unsupported-cmd", Bool, "on"),
+        of("x-report-vmx-type", Bool, "on"),
+        of("x-cmds-v2", Bool, "on"),
+        of("vmware-vmx-version", U8, "6"),
+        of("vmware-vmx-type", U8, "2"),
+    ]],
+);
+
+pub(super) static VMMOUSE: DeviceType = kind("vmmouse", "ISA", ISA, &[]);
+
 pub(super) static PORT92: DeviceType = kind("port92", "ISA", ISA, &[]);
 
 pub(super) static SMBUS_EEPROM: DeviceType =
@@ -223,6 +239,8 @@ pub static BOARD_TYPES: &[&DeviceType] = &[
     &I8042,
     &PS2_KEYBOARD,
     &PS2_MOUSE,
+    &VMPORT,
+    &VMMOUSE,
     &PORT92,
     &SMBUS_EEPROM,
 ];

@@ -189,10 +189,12 @@ impl Device for Parallel {
 
 fn create(context: &mut CreateContext<'_>) -> Result<Arc<dyn Device>> {
     let bus = context.bus_object::<IsaBus>()?;
-    let Some(id) = context.properties.str("chardev") else {
-        bail!("Can't create parallel device, empty char device");
+    let handle = match context.properties.str("chardev") {
+        Some(id) => Some(context.board.backends.chardev(id, "isa-parallel.chardev")?),
+        // The machine's own port may have nothing behind it.
+        None if context.user_made => bail!("Can't create parallel device, empty char device"),
+        None => None,
     };
-    let handle = context.board.backends.chardev(id, "isa-parallel.chardev")?;
     let index = match context.properties.u32("index") {
         u32::MAX => bus.next_parallel(),
         given => given,
@@ -216,7 +218,9 @@ fn create(context: &mut CreateContext<'_>) -> Result<Arc<dyn Device>> {
     let line = Arc::new(Line::default());
     let parallel = Parallel::new(context.board, port as u16, irq_line.clone(), line.clone());
     // What a printer says is not listened to.
-    line.connect(handle, || usize::MAX, |_| (), || ());
+    if let Some(handle) = handle {
+        line.connect(handle, || usize::MAX, |_| (), || ());
+    }
     context.board.states.register("parallel_isa", parallel.clone());
     Ok(parallel)
 }

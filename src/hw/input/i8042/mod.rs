@@ -19,7 +19,7 @@ pub use vmstate::{ControllerState, KeyboardState, MouseState};
 
 use self::{keyboard::Keyboard, mouse::Mouse, regs::Controller};
 use crate::core::{
-    Board, InputDevice, InputEvent, InputKind, IrqLine, MachineRequest, RequestSink, ResetCause, byte_registers,
+    Axis, Board, InputDevice, InputEvent, InputKind, IrqLine, MachineRequest, RequestSink, ResetCause, byte_registers,
 };
 
 /// The controller's output pins.
@@ -88,6 +88,14 @@ impl I8042 {
             self.requests.request(MachineRequest::Reset(ResetCause::GuestReset));
         }
         result
+    }
+
+    /// Has the mouse interrupt as if it had moved a little, so that its driver looks at another device of the user's.
+    pub(super) fn nudge_mouse(&self) {
+        self.with(|p| {
+            p.mouse.event(&InputEvent::Relative(Axis::X, 1));
+            p.mouse.sync();
+        });
     }
 
     /// Resets the controller and its devices.
