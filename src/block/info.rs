@@ -1,6 +1,7 @@
 //! What is told about nodes: filenames, `ImageInfo`, `BlockDeviceInfo`.
 
 use crate::child::ChildRole;
+use crate::driver::DriverKind;
 use crate::graph::Graph;
 use crate::json;
 use crate::node::Node;
@@ -82,7 +83,10 @@ impl Node {
         if info.cluster_size > 0 {
             image.insert("cluster-size".into(), info.cluster_size.into());
         }
-        image.insert("dirty-flag".into(), info.dirty.into());
+        // Composite nodes have no such facts.
+        if matches!(self.def().kind, DriverKind::Format | DriverKind::Protocol) {
+            image.insert("dirty-flag".into(), info.dirty.into());
+        }
         if let Some(specific) = info.specific {
             image.insert("format-specific".into(), specific);
         }
@@ -131,9 +135,8 @@ impl Node {
     /// `BlockDeviceInfo` (the `inserted` of `query-block`, an element of `query-named-block-nodes`).
     pub async fn device_info(self: &Rc<Self>, flat: bool, write_cache: bool) -> Result<Value> {
         let flags = self.flags();
-        let backing = self.cow_child().map(|c| c.node());
         let mut depth = 0u64;
-        let mut at = backing.clone();
+        let mut at = if flat { None } else { self.backing() };
         while let Some(node) = at {
             depth += 1;
             at = node.backing();
@@ -160,14 +163,40 @@ impl Node {
             json!({"writeback": write_cache, "direct": flags.cache_direct, "no-flush": flags.no_flush}),
         );
         device.insert("image".into(), self.image_info_chain(flat).await?);
-        let children: Vec<Value> =
-            self.child_edges().iter().map(|c| json!({"child": c.name(), "node-name": c.node().name()})).collect();
-        device.insert("children".into(), children.into());
         Ok(Value::Object(device))
     }
 }
 
 impl Graph {
+    /// `query-block`: every backend with an id.
+    pub async fn query_block(&self) -> Result<Vec<Value>> {
+        let mut list = Vec::new();
+        for backend in self.backends() {
+            let guest = backend.guest();
+            let mut info = Map::new();
+            info.insert("device".into(), backend.name().into());
+            info.insert("type".into(), "unknown".into());
+            info.insert("locked".into(), guest.as_ref().is_some_and(|g| g.locked).into());
+            // Without a device whatever comes may be one whose medium can be changed.
+            let removable = guest.as_ref().is_none_or(|g| g.tray_open.is_some());
+            info.insert("removable".into(), removable.into());
+            if let Some(guest) = guest {
+                info.insert("qdev".into(), guest.path.into());
+                if let Some(open) = guest.tray_open {
+                    info.insert("tray_open".into(), open.into());
+                }
+                if let Some(status) = guest.io_status {
+                    info.insert("io-status".into(), status.as_str().into());
+                }
+            }
+            if let Some(node) = backend.node() {
+                info.insert("inserted".into(), node.device_info(false, backend.write_cache()).await?);
+            }
+            list.push(Value::Object(info));
+        }
+        Ok(list)
+    }
+
     /// `query-named-block-nodes`, newest node first.
     pub async fn query_named_block_nodes(&self, flat: bool) -> Result<Vec<Value>> {
         let mut list = Vec::new();

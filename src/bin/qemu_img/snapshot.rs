@@ -1,9 +1,10 @@
 //! `qemu-img snapshot -l`.
 
 use super::open::{self, Request};
-use super::{Outcome, args, info};
+use super::{Outcome, args};
 use lockstep_bin::getopt::{Spec, opt};
 use lockstep_block::OpenFlags;
+use lockstep_block::text::snapshot_list;
 use lockstep_util::Error;
 
 const OPTIONS: &[Spec] = &[
@@ -37,6 +38,6 @@ pub fn run(arguments: &[String]) -> Outcome {
             Ok(driver) => driver.format_info().snapshots,
             Err(e) => return args::fail(&Error::with_errno("Cannot list snapshots", &e)),
         };
-        if snapshots.is_empty() { Ok(()) } else { args::print(&info::snapshot_list(&snapshots, "")) }
+        if snapshots.is_empty() { Ok(()) } else { args::print(&snapshot_list(&snapshots, "")) }
     })
 }

@@ -33,11 +33,48 @@ pub struct Backend {
     perms_held_back: Cell<bool>,
     /// What holds it, for error texts and `query-block` (`/machine/unattached/device[3]`, or a device id).
     device: RefCell<Option<String>>,
+    guest: RefCell<Option<GuestDevice>>,
     quiesce: Cell<u32>,
     resume: Notify,
     in_flight: Cell<usize>,
     shared: Arc<Shared>,
     me: Weak<Backend>,
+}
+
+/// How requests of a guest went lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IoStatus {
+    /// No error stopped the machine.
+    #[default]
+    Ok,
+    /// An error did.
+    Failed,
+    /// The host ran out of space.
+    NoSpace,
+}
+
+impl IoStatus {
+    /// The name in the schema.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::NoSpace => "nospace",
+        }
+    }
+}
+
+/// The guest's device on a backend, as far as users are shown it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestDevice {
+    /// Its place in the tree of objects.
+    pub path: String,
+    /// Whether it has a tray: open or not, if so.
+    pub tray_open: Option<bool>,
+    /// Whether the guest has locked the tray.
+    pub locked: bool,
+    /// How requests went; `None` if errors never stop the machine.
+    pub io_status: Option<IoStatus>,
 }
 
 struct Started {
@@ -62,6 +99,7 @@ impl Backend {
             perms: Cell::new((Perm::empty(), Perm::all())),
             perms_held_back: Cell::new(false),
             device: RefCell::default(),
+            guest: RefCell::default(),
             quiesce: Cell::new(0),
             resume: Notify::new(),
             in_flight: Cell::new(0),
@@ -152,6 +190,23 @@ impl Backend {
     /// What holds the backend.
     pub fn device(&self) -> Option<String> {
         self.device.borrow().clone()
+    }
+
+    /// Says which device of the guest is on it; `None` that it is gone.
+    pub fn set_guest(&self, guest: Option<GuestDevice>) {
+        *self.guest.borrow_mut() = guest;
+    }
+
+    /// The guest's device.
+    pub fn guest(&self) -> Option<GuestDevice> {
+        self.guest.borrow().clone()
+    }
+
+    /// Changes what is shown of the guest's device, if there is one.
+    pub fn update_guest(&self, change: impl FnOnce(&mut GuestDevice)) {
+        if let Some(guest) = &mut *self.guest.borrow_mut() {
+            change(guest);
+        }
     }
 
     /// Whether a guest's writes may stay in a volatile cache until it flushes (`cache=writeback`).
