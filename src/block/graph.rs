@@ -294,6 +294,13 @@ impl Graph {
         result
     }
 
+    /// The machine goes on: requests that failed are tried again, so what they came to is forgotten.
+    pub fn reset_io_status(&self) {
+        for backend in self.backends() {
+            backend.update_guest(|g| g.io_status = g.io_status.map(|_| crate::backend::IoStatus::Ok));
+        }
+    }
+
     /// Ends everything: devices lose their media, all nodes are closed.
     pub async fn close_all(&self) {
         for backend in self.backends() {

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use lockstep_block::Perm;
+use lockstep_block::{Backend, GuestDevice, IoStatus, Perm};
 use lockstep_event::Local;
 use lockstep_hw::core::{
     BackendProvider, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, NicHandle, NicUser, OnError,
@@ -69,18 +69,23 @@ impl BackendProvider for Provider {
             drive::OnError::Stop => OnError::Stop,
             drive::OnError::Enospc => OnError::Enospc,
         };
+        let write_error = drive.as_ref().map_or(OnError::Enospc, |d| policy(d.werror, OnError::Enospc));
+        let read_error = drive.as_ref().map_or(OnError::Report, |d| policy(d.rerror, OnError::Report));
+        let may_stop = matches!(write_error, OnError::Enospc | OnError::Stop) || read_error == OnError::Stop;
+        backend.set_guest(Some(GuestDevice {
+            path: user.path.clone(),
+            tray_open: user.removable.then_some(false),
+            locked: false,
+            io_status: may_stop.then_some(IoStatus::Ok),
+        }));
         let events = Events {
+            backend: Arc::new(Local::new(Rc::downgrade(&backend))),
             vm: Arc::new(Local::new(Rc::downgrade(&vm))),
             main: vm.main.clone(),
             device: id.to_owned(),
             path: user.path.clone(),
         };
-        Ok(DriveHandle {
-            backend: backend.handle(),
-            read_error: drive.as_ref().map_or(OnError::Report, |d| policy(d.rerror, OnError::Report)),
-            write_error: drive.as_ref().map_or(OnError::Enospc, |d| policy(d.werror, OnError::Enospc)),
-            events: Arc::new(events),
-        })
+        Ok(DriveHandle { backend: backend.handle(), read_error, write_error, events: Arc::new(events) })
     }
 
     fn chardev(&self, id: &str, property: &str) -> Result<CharHandle> {
@@ -124,6 +129,7 @@ impl Provider {
 /// Tells users of a drive's troubles.
 struct Events {
     vm: Arc<Local<Weak<Vm>>>,
+    backend: Arc<Local<Weak<Backend>>>,
     main: lockstep_event::ContextHandle,
     device: String,
     path: String,
@@ -151,7 +157,31 @@ impl DriveEvents for Events {
                 },
             });
             if action == ErrorAction::Stop {
+                let status = if errno == libc::ENOSPC { IoStatus::NoSpace } else { IoStatus::Failed };
+                if let Some(backend) = vm.graph.find_backend(&device) {
+                    backend.update_guest(|g| g.io_status = g.io_status.map(|_| status));
+                }
                 vm.stop(RunState::IoError).await;
+            }
+        });
+    }
+
+    fn tray_moved(&self, open: bool) {
+        self.show(move |guest| guest.tray_open = guest.tray_open.map(|_| open));
+    }
+
+    fn tray_locked(&self, locked: bool) {
+        self.show(move |guest| guest.locked = locked);
+    }
+}
+
+impl Events {
+    /// Changes what users are shown of the device.
+    fn show(&self, change: impl FnOnce(&mut GuestDevice) + Send + 'static) {
+        let backend = self.backend.clone();
+        self.main.post(move || {
+            if let Some(backend) = backend.get().upgrade() {
+                backend.update_guest(change);
             }
         });
     }

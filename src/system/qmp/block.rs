@@ -6,6 +6,7 @@ use lockstep_block::{
         Exports, NbdExportOptions, RemoveMode,
         server::{ListenAddress, ServerOptions},
     },
+    hmp,
     jobs::{
         Jobs, OnError,
         backup::{self, BackupArgs},
@@ -22,6 +23,7 @@ use super::Ctx;
 
 pub fn register(registry: &mut Registry<Ctx>) {
     nodes(registry);
+    facts(registry);
     exports(registry);
     jobs(registry);
     chain_jobs(registry);
@@ -46,6 +48,19 @@ fn nodes(registry: &mut Registry<Ctx>) {
     });
     registry.register::<cmd::XBlockdevChange>(async |vm: Ctx, args: cmd::XBlockdevChange| {
         commands::x_blockdev_change(&vm.graph, &args.parent, args.child.as_deref(), args.node.as_deref()).await
+    });
+}
+
+fn facts(registry: &mut Registry<Ctx>) {
+    registry.register::<cmd::QueryBlock>(async |vm: Ctx, _| {
+        visit::from_json::<Vec<BlockInfo>>(vm.graph.query_block().await?.into())
+    });
+    registry.register::<cmd::QueryNamedBlockNodes>(async |vm: Ctx, args: cmd::QueryNamedBlockNodes| {
+        let nodes = vm.graph.query_named_block_nodes(args.flat.unwrap_or(false)).await?;
+        visit::from_json::<Vec<BlockDeviceInfo>>(nodes.into())
+    });
+    registry.register::<cmd::BlockResize>(async |vm: Ctx, args: cmd::BlockResize| {
+        hmp::block_resize(&vm.graph, args.device.as_deref(), args.node_name.as_deref(), args.size).await
     });
 }
 

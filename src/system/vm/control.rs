@@ -61,6 +61,7 @@ impl Vm {
             return;
         }
         self.emit::<event::Resume>(&Default::default());
+        self.graph.reset_io_status();
         self.set_state(RunState::Running);
         self.clocks.enable_virtual(true);
         self.notify(true);

@@ -2,13 +2,13 @@
 
 use std::rc::Rc;
 
-use lockstep_block::{Options, commands, jobs::Jobs};
+use lockstep_block::{Options, commands, hmp, jobs::Jobs};
 use lockstep_qapi::opts;
-use lockstep_util::Result;
+use lockstep_util::{Result, err, size::parse_size};
 
 use super::{
     Args, HmpCommand,
-    args::Param::{Device, Flag, Word},
+    args::Param::{Device, Flag, OptionalDevice, Word},
     prefixed,
 };
 use crate::{drive::Interface, objects::LocalFuture, vm::Vm};
@@ -36,15 +36,38 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
         help: "end a background block operation (-f: at once, in sync or not)",
         run: block_job_cancel,
     },
+    HmpCommand {
+        names: "block_resize",
+        params: &[Device("device"), Word("size")],
+        usage: "device size",
+        help: "resize a block image",
+        run: block_resize,
+    },
+    HmpCommand {
+        names: "qemu-io",
+        params: &[Device("device"), Word("command")],
+        usage: "[device] \"[command]\"",
+        help: "run a qemu-io command on a block device",
+        run: qemu_io,
+    },
 ];
 
-pub(super) static INFO: &[HmpCommand] = &[HmpCommand {
-    names: "block-jobs",
-    params: &[],
-    usage: "",
-    help: "show progress of ongoing block device operations",
-    run: info_block_jobs,
-}];
+pub(super) static INFO: &[HmpCommand] = &[
+    HmpCommand {
+        names: "block",
+        params: &[Flag('n'), Flag('v'), OptionalDevice("device")],
+        usage: "[-n] [-v] [device]",
+        help: "show info of one block device or all block devices (-n: show named nodes; -v: show details)",
+        run: info_block,
+    },
+    HmpCommand {
+        names: "block-jobs",
+        params: &[],
+        usage: "",
+        help: "show progress of ongoing block device operations",
+        run: info_block_jobs,
+    },
+];
 
 fn drive_add<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {
@@ -77,6 +100,32 @@ fn drive_del<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalF
 
 fn block_job_cancel<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move { Jobs::of(&vm.graph).block_job_cancel(args.word("device"), args.flag('f')).map_err(prefixed) })
+}
+
+fn block_resize<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let size = parse_size(args.word("size"), 'M').and_then(|n| i64::try_from(n).ok());
+        let size = size.ok_or_else(|| err!("invalid size"))?;
+        hmp::block_resize(&vm.graph, Some(args.word("device")), None, size).await.map_err(prefixed)
+    })
+}
+
+/// What the command prints goes to the program's standard output, as people and scripts expect of it.
+fn qemu_io<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let printed = hmp::run_qemu_io(&vm.graph, args.word("device"), args.word("command")).await.map_err(prefixed)?;
+        print!("{printed}");
+        // A reader that has gone is no error of the command.
+        let _ = std::io::Write::flush(&mut std::io::stdout());
+        Ok(())
+    })
+}
+
+fn info_block<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        out.push_str(&hmp::info_block(&vm.graph, args.get("device"), args.flag('n'), args.flag('v')).await?);
+        Ok(())
+    })
 }
 
 fn info_block_jobs<'a>(vm: &'a Rc<Vm>, _args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
