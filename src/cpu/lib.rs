@@ -1,1 +1,38 @@
-//! cpu
+//! A software x86-64 processor, for hosts without a usable KVM and for instructions that KVM cannot finish.
+//!
+//! An interpreter: instructions are decoded once into blocks of operations ([`block`]), found by where their bytes lie in host
+//! memory. Common operations are handlers that call each other in tail position ([`ops`]). Instructions that only compute and are
+//! rarer run on the host itself, on the guest's registers ([`host`]). The rest takes the long way ([`execute`]).
+//! Memory goes through a translation cache ([`mem`]) to the machine's RAM, or to its devices.
+
+mod alu;
+mod arena;
+mod block;
+mod cpu;
+mod decode;
+mod execute;
+mod fault;
+mod features;
+mod fpu;
+mod host;
+mod interrupt;
+mod machine;
+mod mem;
+pub mod msr;
+mod ops;
+mod paging;
+mod platform;
+mod registers;
+mod segment;
+pub mod state;
+mod string;
+mod system;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub use cpu::{Cpu, Exit};
+pub use features::supported_cpuid;
+pub use machine::Machine;
+pub use platform::{CpuLink, CpuidLeaf, Platform, request};
+pub use registers::{Events, Registers};

@@ -151,6 +151,11 @@ impl RamBlock {
         self.inner.logging.load(Ordering::SeqCst) != 0
     }
 
+    /// Whether a client other than the software CPUs' code caches collects written pages.
+    pub fn is_logged_for_others(&self) -> bool {
+        self.inner.logging.load(Ordering::SeqCst) & !(1 << DirtyClient::Code as u8) != 0
+    }
+
     /// Records that bytes were written other than through this type (by the guest, or at [`host_address`](Self::host_address)).
     #[inline]
     pub fn mark_dirty(&self, offset: u64, len: u64) {

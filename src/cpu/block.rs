@@ -1,0 +1,407 @@
+//! Decoded code: blocks of operations, found by where their bytes lie in the host, so that mappings share them.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+};
+
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+
+use crate::{
+    Cpu, decode,
+    fault::R,
+    host::Stub,
+    mem::Access,
+    state::{gpr, seg},
+};
+
+/// What an operation's handler returns: [`END`], [`FAULT`], or the address of the block to go on with.
+pub(crate) type Next = usize;
+/// The block is over and `RIP` is set.
+pub(crate) const END: Next = 0;
+/// The instruction did not complete.
+pub(crate) const FAULT: Next = 1;
+
+/// Executes one operation and, by a tail call, those that follow.
+pub(crate) type Handler = unsafe fn(*mut Cpu, *const Op) -> Next;
+
+/// One instruction, ready to run.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Op {
+    pub run: Handler,
+    /// Immediate operand, or the address of a [`Slow`].
+    pub imm: u64,
+    pub disp: i64,
+    /// Offsets in bytes of the destination and source in the general registers.
+    pub d: u8,
+    pub s: u8,
+    pub base: u8,
+    pub index: u8,
+    pub scale: u8,
+    /// Address form: 0 is 64-bit without a segment, see [`form`].
+    pub form: u8,
+    pub seg: u8,
+    pub spare: u8,
+    /// Where the instruction begins and ends, from the block's start.
+    pub at: u16,
+    pub next: u16,
+}
+
+/// Bits of [`Op::form`].
+pub(crate) mod form {
+    pub const MASK32: u8 = 1;
+    pub const MASK16: u8 = 2;
+    /// Add the segment's base; outside 64-bit mode check its limit and rights.
+    pub const SEGMENT: u8 = 4;
+}
+
+/// An instruction that takes the long way.
+pub(crate) struct Slow {
+    pub insn: Instruction,
+    pub stub: Option<Stub>,
+}
+
+/// A run of instructions that ends with a jump, or where the page does.
+pub(crate) struct Block {
+    pub ops: Vec<Op>,
+    /// Owners of what `imm` of some operations points to.
+    pub slow: Vec<Box<Slow>>,
+    pub bytes: u16,
+    /// The host page, and the second one for an instruction that crosses into it; 0 if none does.
+    pub page: u64,
+    /// See `page`.
+    pub second: u64,
+    /// Blocks of the same page that follow: by the jump, and without it.
+    pub links: [usize; 2],
+    /// What the instruction does to memory; kept for single ones, while there are breakpoints.
+    pub watch: Option<Watch>,
+}
+
+impl Block {
+    /// A block without instructions.
+    pub fn empty() -> Self {
+        Self { ops: vec![], slow: vec![], bytes: 0, page: 0, second: 0, links: [0; 2], watch: None }
+    }
+}
+
+/// A memory operand, for data breakpoints.
+pub(crate) struct Watch {
+    pub len: u8,
+    pub write: bool,
+}
+
+/// The blocks of one host page.
+#[derive(Default)]
+pub(crate) struct CodePage {
+    blocks: HashMap<u32, Box<Block>, Fast>,
+    /// Which of its 64-byte pieces hold decoded bytes.
+    pieces: u64,
+    /// Pages whose last instruction ends here.
+    neighbours: Vec<u64>,
+}
+
+/// A cheap hash for addresses.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Mix(u64);
+pub(crate) type Fast = BuildHasherDefault<Mix>;
+
+impl Hasher for Mix {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&b| self.write_u64(b.into()));
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(v.into());
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+pub(crate) const JUMP_CACHE: usize = 8192;
+
+/// The last block found for a linear address.
+#[derive(Clone, Copy)]
+pub(crate) struct Jump {
+    pub address: u64,
+    pub key: u64,
+    pub block: *const Block,
+}
+
+impl Jump {
+    pub const EMPTY: Self = Self { address: 0, key: u64::MAX, block: std::ptr::null() };
+}
+
+/// Longest block, in instructions; what bounds the time until a request is seen.
+const MAX_OPS: usize = 64;
+
+impl Cpu {
+    /// Where the next instruction lies.
+    #[inline(always)]
+    pub(crate) fn code_address(&self) -> u64 {
+        let rip = self.hot.gpr[gpr::RIP];
+        if self.bits == 2 { rip } else { self.segs[seg::CS].base.wrapping_add(rip) & 0xffff_ffff }
+    }
+
+    /// The block at `RIP`, or the fault of fetching it. Nothing: its code cannot be kept.
+    #[inline]
+    pub(crate) fn find_block(&mut self) -> R<Option<*const Block>> {
+        let address = self.code_address();
+        let key = self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits);
+        let slot = &self.jumps[(address ^ address >> 13) as usize & (JUMP_CACHE - 1)];
+        if slot.address == address && slot.key == key {
+            return Ok(Some(slot.block));
+        }
+        let found = self.find_block_slow(address)?;
+        if let Some(block) = found {
+            let key = self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits);
+            self.jumps[(address ^ address >> 13) as usize & (JUMP_CACHE - 1)] = Jump { address, key, block };
+        }
+        Ok(found)
+    }
+
+    fn find_block_slow(&mut self, address: u64) -> R<Option<*const Block>> {
+        if self.bits != 2 && self.hot.gpr[gpr::RIP] > self.segs[seg::CS].limit.into() {
+            return Err(self.gp());
+        }
+        let physical = self.translate(address, Access::Exec)?;
+        let Some(range) = self.range_of(physical) else { return Ok(None) };
+        if range.last - (physical & !0xfff) < 0xfff || range.start > physical & !0xfff {
+            return Ok(None);
+        }
+        let host = range.host + (physical - range.start);
+        if host & 0xfff != physical & 0xfff {
+            return Ok(None);
+        }
+        let (ram, ram_offset) = (range.block.clone(), range.offset + (physical - range.start));
+        let page = host >> 12;
+        let key = (host & 0xfff) as u32 | u32::from(self.bits) << 12;
+        let known = self.code.get(&page).and_then(|p| p.blocks.get(&key)).map(|b| (&raw const **b, b.second));
+        if let Some((block, second)) = known {
+            if second == 0 || self.second_page(address)? == Some(second) {
+                return Ok(Some(block));
+            }
+            // The same page is mapped beside another one now.
+            self.forget_page(page);
+        }
+        let mut bytes = [0u8; 512];
+        let room = (0x1000 - (host & 0xfff) as usize).min(512);
+        // SAFETY: within a page of a range whose block is kept alive. The guest may write meanwhile; any mix will do, its
+        // writes are noted once the page is known to hold code, which is before the bytes are read.
+        self.note_code_page(page, &ram, ram_offset);
+        unsafe { std::ptr::copy_nonoverlapping(host as *const u8, bytes.as_mut_ptr(), room) };
+        let mut second = 0;
+        let mut block = match self.decode(&bytes[..room], MAX_OPS, false) {
+            Some(block) => block,
+            None if room == 512 => return Ok(None),
+            None => {
+                // The first instruction goes on in the next page.
+                let Some(next) = self.second_page(address)? else { return Ok(None) };
+                let physical = self.translate((address & !0xfff).wrapping_add(0x1000), Access::Exec)?;
+                let Some(range) = self.range_of(physical) else { return Ok(None) };
+                let (ram, offset) = (range.block.clone(), range.offset + (physical - range.start));
+                self.note_code_page(next, &ram, offset);
+                // SAFETY: as above, the first 15 bytes of the next page.
+                unsafe {
+                    std::ptr::copy_nonoverlapping((next << 12) as *const u8, bytes.as_mut_ptr().add(room), 15);
+                }
+                second = next;
+                match self.decode(&bytes[..room + 15], 1, true) {
+                    Some(block) => block,
+                    None => return Ok(None),
+                }
+            }
+        };
+        block.page = page;
+        block.second = second;
+        let (first, len) = (host & 0xfff, u64::from(block.bytes));
+        let entry = self.code.entry(page).or_default();
+        entry.pieces |= pieces(first, len.min(0x1000 - first));
+        let pointer = &raw const **entry.blocks.entry(key).or_insert(Box::new(block));
+        if second != 0 {
+            let entry = self.code.entry(second).or_default();
+            entry.pieces |= pieces(0, (first + len).saturating_sub(0x1000).max(1));
+            entry.neighbours.push(page);
+        }
+        self.block_count += 1;
+        Ok(Some(pointer))
+    }
+
+    /// The host page that follows the one of `address`.
+    fn second_page(&mut self, address: u64) -> R<Option<u64>> {
+        let mut next = (address & !0xfff).wrapping_add(0x1000);
+        if self.bits != 2 {
+            next &= 0xffff_ffff;
+        }
+        let physical = self.translate(next, Access::Exec)?;
+        Ok(self
+            .range_of(physical)
+            .filter(|r| r.last - physical >= 0xfff)
+            .map(|r| r.host + (physical - r.start))
+            .filter(|h| h & 0xfff == 0)
+            .map(|h| h >> 12))
+    }
+
+    fn note_code_page(&mut self, page: u64, ram: &lockstep_memory::RamBlock, offset: u64) {
+        if !self.code.contains_key(&page) {
+            self.code.insert(page, CodePage::default());
+            let link = self.link.clone();
+            self.machine.add_code(&link, page, ram, offset & !0xfff);
+            self.protect_host_page(page);
+        }
+    }
+
+    /// Decodes up to `max` instructions. Nothing: the first one is not whole. With `whole`, what is not whole is invalid.
+    fn decode(&mut self, bytes: &[u8], max: usize, whole: bool) -> Option<Block> {
+        let bitness = [16, 32, 64][usize::from(self.bits)];
+        let mut decoder = Decoder::with_ip(bitness, bytes, 0, DecoderOptions::NONE);
+        let mut block = Block::empty();
+        let mut insn = Instruction::default();
+        loop {
+            let at = decoder.position();
+            if at >= bytes.len() {
+                break;
+            }
+            decoder.decode_out(&mut insn);
+            if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && !whole {
+                break;
+            }
+            let pushed = decode::push(self, &mut block, &insn, at, decoder.position());
+            if pushed == decode::Pushed::Before {
+                break;
+            }
+            block.bytes = decoder.position() as u16;
+            if pushed == decode::Pushed::Ends {
+                return Some(block);
+            }
+            if block.ops.len() >= max {
+                break;
+            }
+        }
+        if block.ops.is_empty() {
+            return None;
+        }
+        decode::finish(&mut block);
+        Some(block)
+    }
+
+    /// Decodes the single instruction at `RIP` without keeping it.
+    pub(crate) fn decode_one(&mut self) -> R<Block> {
+        let address = self.code_address();
+        if self.bits != 2 && self.hot.gpr[gpr::RIP] > self.segs[seg::CS].limit.into() {
+            return Err(self.gp());
+        }
+        let room = (0x1000 - (address & 0xfff) as usize).min(15);
+        let mut bytes = [0; 15];
+        let fetch = |cpu: &mut Self, address: u64, to: &mut [u8]| -> R<()> {
+            let physical = cpu.translate(address, Access::Exec)?;
+            for (i, b) in to.iter_mut().enumerate() {
+                *b = cpu.physical_load(physical + i as u64, 1) as u8;
+            }
+            Ok(())
+        };
+        fetch(self, address, &mut bytes[..room])?;
+        if let Some(block) = self.decode(&bytes[..room], 1, room == 15) {
+            return Ok(block);
+        }
+        let mut next = (address & !0xfff).wrapping_add(0x1000);
+        if self.bits != 2 {
+            next &= 0xffff_ffff;
+        }
+        fetch(self, next, &mut bytes[room..])?;
+        match self.decode(&bytes, 1, true) {
+            Some(block) => Ok(block),
+            None => Err(self.ud()),
+        }
+    }
+
+    /// To be called before a write to RAM that does not go the fast way.
+    pub(crate) fn before_code_write(&mut self, physical: u64, size: u32) -> R<()> {
+        let Some(range) = self.range_of(physical) else { return Ok(()) };
+        if range.readonly {
+            return Ok(());
+        }
+        let host = range.host + (physical - range.start);
+        if !self.machine.has_code(host >> 12) {
+            return Ok(());
+        }
+        let (page, first) = (host >> 12, host & 0xfff);
+        let link = self.link.clone();
+        if self.link_count > 1 {
+            self.machine.code_written(&link, page, first, size.into());
+        }
+        let hit = self.code.get(&page).is_some_and(|p| p.pieces & pieces(first, size.into()) != 0);
+        if hit {
+            // SAFETY: null, or the block that runs, which is kept at least until it is over.
+            let running = unsafe { self.running.as_ref() }.is_some_and(|b| b.page == page || b.second == page);
+            self.forget_page(page);
+            if running {
+                self.reason = crate::fault::Reason::Alone;
+                return Err(crate::fault::Fault);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops all blocks of a host page. They stay in memory until no block runs.
+    pub(crate) fn forget_page(&mut self, page: u64) {
+        let mut pages = vec![page];
+        while let Some(page) = pages.pop() {
+            if let Some(code) = self.code.get_mut(&page) {
+                let code = std::mem::take(code);
+                pages.extend(&code.neighbours);
+                self.graveyard.push(code);
+                if self.link_count <= 1 {
+                    // Nobody else has code there: it is plain memory again.
+                    self.code.remove(&page);
+                    self.machine.remove_code(page);
+                    self.unprotect_host_page(page);
+                }
+            }
+        }
+        self.generation += 1;
+    }
+
+    /// Drops all blocks.
+    pub(crate) fn forget_all_code(&mut self) {
+        for (_, page) in self.code.iter_mut() {
+            self.graveyard.push(std::mem::take(page));
+        }
+        self.generation += 1;
+        self.block_count = 0;
+    }
+
+    /// Takes note of what others wrote to code.
+    pub(crate) fn take_code_writes(&mut self) {
+        let writes = std::mem::take(&mut *self.link.code_writes.lock());
+        for (page, first, len) in writes {
+            if self.code.get(&page).is_some_and(|p| p.pieces & pieces(first, len) != 0) {
+                self.forget_page(page);
+            }
+        }
+    }
+
+    /// Remembers which block follows `from` in its page.
+    ///
+    /// # Safety
+    /// `from` must be a block that has not been dropped.
+    pub(crate) unsafe fn link_blocks(&mut self, from: *const Block, way: usize, to: *const Block) {
+        // SAFETY: the caller says so; both are kept by `code` or the graveyard.
+        unsafe {
+            let (a, b) = (&*from, &*to);
+            if a.second == 0 && b.second == 0 {
+                (*from.cast_mut()).links[way] = to as usize;
+            }
+        }
+    }
+}
+
+/// The 64-byte pieces of a page that a range touches.
+fn pieces(first: u64, len: u64) -> u64 {
+    let last = (first + len.max(1) - 1).min(0xfff) / 64;
+    let first = first / 64;
+    (u64::MAX >> (63 - (last - first))) << first
+}

@@ -1,0 +1,188 @@
+//! What the processors of one machine share: memory, ports, and where translated code lies.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use lockstep_memory::{
+    AddressSpace, DirtyClient, DirtyLog, FlatTarget, FlatView, MemoryListener, PAGE_SIZE, RamBlock, RamList,
+};
+use lockstep_util::Result;
+use parking_lot::{Mutex, RwLock};
+
+use crate::platform::{CpuLink, request};
+
+/// The processors' common ground. One a machine.
+pub struct Machine {
+    pub(crate) memory: AddressSpace,
+    pub(crate) ports: AddressSpace,
+    /// Host pages (host address / 4096) that some processor has decoded code of.
+    code: RwLock<HashSet<u64>>,
+    /// The same by block and 64-page word, for looking at what devices wrote.
+    words: RwLock<HashMap<(usize, usize), CodeWord>>,
+    links: Mutex<Vec<Arc<CpuLink>>>,
+}
+
+#[derive(Clone)]
+struct CodeWord {
+    block: RamBlock,
+    word: usize,
+    pages: u64,
+}
+
+impl Machine {
+    /// A machine over a memory and a port space. Follows the memory's map.
+    pub fn new(memory: &AddressSpace, ports: &AddressSpace) -> Arc<Self> {
+        let this = Arc::new(Self {
+            memory: memory.clone(),
+            ports: ports.clone(),
+            code: RwLock::default(),
+            words: RwLock::default(),
+            links: Mutex::default(),
+        });
+        memory.add_listener(Arc::new(MapListener(Arc::downgrade(&this))));
+        this
+    }
+
+    /// Follows dirty logging of RAM, and has devices' writes to code noticed.
+    ///
+    /// # Errors
+    /// None at present; the signature is that of the list.
+    pub fn attach_ram(self: &Arc<Self>, ram: &RamList) -> Result<()> {
+        ram.add_dirty_log(Arc::new(TranslationLog(Arc::downgrade(self))));
+        ram.set_logging(DirtyClient::Code, true)
+    }
+
+    pub(crate) fn add_link(&self, link: Arc<CpuLink>) {
+        self.links.lock().push(link);
+    }
+
+    /// Whether a processor has code of this host page.
+    pub(crate) fn has_code(&self, host_page: u64) -> bool {
+        self.code.read().contains(&host_page)
+    }
+
+    /// Notes that a processor has code of a page. The others must not write there unseen any more.
+    pub(crate) fn add_code(&self, own: &Arc<CpuLink>, host_page: u64, block: &RamBlock, offset: u64) {
+        let new = self.code.write().insert(host_page);
+        if !new {
+            return;
+        }
+        let page = offset / PAGE_SIZE;
+        let (word, bit) = ((page / 64) as usize, page % 64);
+        block.dirty(DirtyClient::Code).take(page);
+        let key = (block.host_address() as usize, word);
+        self.words.write().entry(key).or_insert_with(|| CodeWord { block: block.clone(), word, pages: 0 }).pages |=
+            1 << bit;
+        for link in self.links.lock().iter().filter(|l| !Arc::ptr_eq(l, own)) {
+            link.raise(request::FLUSH);
+        }
+    }
+
+    /// Notes that no processor has code of a page any more.
+    pub(crate) fn remove_code(&self, host_page: u64) {
+        self.code.write().remove(&host_page);
+    }
+
+    /// Tells the other processors of a write to a page with code.
+    pub(crate) fn code_written(&self, own: &Arc<CpuLink>, host_page: u64, first: u64, len: u64) {
+        for link in self.links.lock().iter().filter(|l| !Arc::ptr_eq(l, own)) {
+            link.code_writes.lock().push((host_page, first, len));
+            link.raise(request::CODE);
+        }
+    }
+
+    /// Looks for writes of devices to pages with code and tells all processors of them.
+    pub(crate) fn scan_device_writes(&self) {
+        let mut found = vec![];
+        for word in self.words.read().values() {
+            let bitmap = word.block.dirty(DirtyClient::Code);
+            let set = bitmap.word(word.word) & word.pages;
+            if set == 0 {
+                continue;
+            }
+            for bit in (0..64).filter(|b| set & 1 << b != 0) {
+                let page = word.word as u64 * 64 + bit;
+                if bitmap.take(page) {
+                    found.push(word.block.host_address() as u64 / PAGE_SIZE + page);
+                }
+            }
+        }
+        if found.is_empty() {
+            return;
+        }
+        for link in self.links.lock().iter() {
+            link.code_writes.lock().extend(found.iter().map(|&p| (p, 0, PAGE_SIZE)));
+            link.raise(request::CODE);
+        }
+    }
+
+    /// Asks all processors to forget translations and waits until none uses an old one.
+    fn flush_and_wait(&self) {
+        let links = self.links.lock().clone();
+        for link in &links {
+            link.raise(request::FLUSH);
+        }
+        for link in &links {
+            while link.in_guest.load(Ordering::SeqCst) != 0 && link.pending() & request::FLUSH != 0 {
+                // A block is short: the processor looks at its requests within microseconds.
+                std::thread::sleep(Duration::from_micros(5));
+            }
+        }
+    }
+}
+
+struct MapListener(std::sync::Weak<Machine>);
+
+impl MemoryListener for MapListener {
+    fn view_changed(&self, _old: &FlatView, _new: &FlatView) {
+        if let Some(machine) = self.0.upgrade() {
+            machine.links.lock().iter().for_each(|l| l.raise(request::FLUSH));
+        }
+    }
+}
+
+struct TranslationLog(std::sync::Weak<Machine>);
+
+impl DirtyLog for TranslationLog {
+    fn logging_changed(&self, _block: &RamBlock) -> Result<()> {
+        if let Some(machine) = self.0.upgrade() {
+            machine.flush_and_wait();
+        }
+        Ok(())
+    }
+
+    /// Nothing waits to be merged: while a block is logged, processors mark each write.
+    fn sync(&self) {}
+}
+
+/// RAM or ROM in the memory map, as a processor's translations use it.
+#[derive(Clone)]
+pub(crate) struct RamRange {
+    pub start: u64,
+    pub last: u64,
+    pub host: u64,
+    pub block: RamBlock,
+    pub offset: u64,
+    pub readonly: bool,
+}
+
+/// The memory ranges of a view. They keep their blocks alive.
+pub(crate) fn ram_ranges(view: &FlatView) -> Vec<RamRange> {
+    view.ranges()
+        .iter()
+        .filter_map(|r| match &r.target {
+            FlatTarget::Ram { block, offset, readonly } => Some(RamRange {
+                start: r.start,
+                last: r.last,
+                host: block.host_address() as u64 + offset,
+                block: block.clone(),
+                offset: *offset,
+                readonly: *readonly,
+            }),
+            FlatTarget::Io { .. } => None,
+        })
+        .collect()
+}

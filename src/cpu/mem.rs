@@ -1,0 +1,513 @@
+//! Memory as instructions see it: the translation cache, and the slow ways behind it.
+
+use std::sync::atomic::Ordering;
+
+use crate::{
+    Cpu,
+    fault::{Fault, R, Reason, vector},
+    machine::{RamRange, ram_ranges},
+    platform::request,
+    state::{cr, flag, seg},
+};
+
+/// Entries of one translation cache.
+pub(crate) const TLB_SIZE: usize = 1024;
+/// Privilege contexts with a cache of their own, positions in [`Cpu::tlb`].
+pub(crate) mod mmu {
+    /// Supervisor, pages of the user are forbidden (SMAP) or all pages are as one (no SMAP).
+    pub const KERNEL: usize = 0;
+    pub const USER: usize = 1;
+    /// Supervisor with SMAP suspended by AC.
+    pub const KERNEL_AC: usize = 2;
+    pub const COUNT: usize = 3;
+}
+/// In a tag: accesses go the slow way (registers, ROM, pages with code, logged pages).
+const SLOW: u64 = 1;
+const PAGE: u64 = !0xfff;
+const NONE: u64 = u64::MAX;
+
+/// One page's translation. A tag is the page's linear address, or something that no page has.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TlbEntry {
+    pub read: u64,
+    pub write: u64,
+    pub exec: u64,
+    /// Host address less linear address.
+    pub addend: u64,
+}
+
+impl TlbEntry {
+    pub const EMPTY: Self = Self { read: NONE, write: NONE, exec: NONE, addend: 0 };
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    Exec,
+}
+
+/// A value that memory and registers hold.
+pub(crate) trait Word: Copy + Into<u64> {
+    const SIZE: u64;
+    fn cut(v: u64) -> Self;
+    /// # Safety
+    /// `at` must be readable for the size.
+    unsafe fn get(at: u64) -> Self;
+    /// # Safety
+    /// `at` must be writable for the size.
+    unsafe fn put(at: u64, v: Self);
+}
+
+macro_rules! word {
+    ($t:ty, $size:literal, $load:literal, $store:literal, $class:ident) => {
+        impl Word for $t {
+            const SIZE: u64 = $size;
+            #[inline(always)]
+            fn cut(v: u64) -> Self {
+                v as $t
+            }
+            #[inline(always)]
+            unsafe fn get(at: u64) -> Self {
+                let v: $t;
+                // One instruction, so that the access is as atomic as the guest's would be.
+                // SAFETY: the caller says so.
+                unsafe {
+                    std::arch::asm!($load, out($class) v, in(reg) at, options(nostack, preserves_flags, readonly));
+                }
+                v
+            }
+            #[inline(always)]
+            unsafe fn put(at: u64, v: Self) {
+                // SAFETY: the caller says so.
+                unsafe {
+                    std::arch::asm!($store, in(reg) at, in($class) v, options(nostack, preserves_flags));
+                }
+            }
+        }
+    };
+}
+word!(u8, 1, "mov {0}, byte ptr [{1}]", "mov byte ptr [{0}], {1}", reg_byte);
+word!(u16, 2, "mov {0:x}, word ptr [{1}]", "mov word ptr [{0}], {1:x}", reg);
+word!(u32, 4, "mov {0:e}, dword ptr [{1}]", "mov dword ptr [{0}], {1:e}", reg);
+word!(u64, 8, "mov {0:r}, qword ptr [{1}]", "mov qword ptr [{0}], {1:r}", reg);
+
+impl Cpu {
+    #[inline(always)]
+    fn tlb_at(&self, address: u64) -> &TlbEntry {
+        let index = (address >> 12) as usize & (TLB_SIZE - 1);
+        // SAFETY: `mmu` is one of three contexts and the index is masked.
+        unsafe { self.tlb.get_unchecked(self.mmu).get_unchecked(index) }
+    }
+
+    /// Reads from a linear address.
+    #[inline(always)]
+    pub(crate) fn load<T: Word>(&mut self, address: u64) -> R<T> {
+        let entry = self.tlb_at(address);
+        if entry.read == address.wrapping_add(T::SIZE - 1) & PAGE && entry.read == address & PAGE {
+            // SAFETY: the entry translates this page to RAM that the processor keeps alive.
+            return Ok(unsafe { T::get(address.wrapping_add(entry.addend)) });
+        }
+        self.load_slow(address, T::SIZE as u32).map(T::cut)
+    }
+
+    /// Writes to a linear address.
+    #[inline(always)]
+    pub(crate) fn store<T: Word>(&mut self, address: u64, value: T) -> R<()> {
+        let entry = self.tlb_at(address);
+        if entry.write == address.wrapping_add(T::SIZE - 1) & PAGE && entry.write == address & PAGE {
+            // SAFETY: as above, and the page may be written without being noted.
+            unsafe { T::put(address.wrapping_add(entry.addend), value) };
+            return Ok(());
+        }
+        self.store_slow(address, T::SIZE as u32, value.into())
+    }
+
+    /// Where `len` bytes lie in this process, when they are plain RAM in one page that the fast way may use.
+    #[inline(always)]
+    pub(crate) fn direct(&mut self, address: u64, len: u64, write: bool) -> Option<u64> {
+        let entry = self.tlb_at(address);
+        let tag = if write { entry.write } else { entry.read };
+        let page = address & PAGE;
+        (tag == page && address.wrapping_add(len - 1) & PAGE == page).then(|| address.wrapping_add(entry.addend))
+    }
+
+    /// Reads what will be written: a fault is a write's.
+    pub(crate) fn load_for_write<T: Word>(&mut self, address: u64) -> R<T> {
+        self.probe_write(address, T::SIZE)?;
+        self.load(address)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn load_slow(&mut self, address: u64, size: u32) -> R<u64> {
+        let room = 0x1000 - (address & 0xfff);
+        if room >= size.into() {
+            let physical = self.translate(address, Access::Read)?;
+            return Ok(self.physical_load(physical, size));
+        }
+        let first = self.translate(address, Access::Read)?;
+        let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Read)?;
+        let mut value = 0;
+        for i in 0..u64::from(size) {
+            let at = if i < room { first + i } else { second + (i - room) };
+            value |= self.physical_load(at, 1) << (8 * i);
+        }
+        Ok(value)
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn store_slow(&mut self, address: u64, size: u32, value: u64) -> R<()> {
+        let room = 0x1000 - (address & 0xfff);
+        let first = self.translate(address, Access::Write)?;
+        if room >= size.into() {
+            self.before_code_write(first, size)?;
+            self.physical_store(first, size, value);
+            return Ok(());
+        }
+        let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Write)?;
+        self.before_code_write(first, room as u32)?;
+        self.before_code_write(second, size - room as u32)?;
+        for i in 0..u64::from(size) {
+            let at = if i < room { first + i } else { second + (i - room) };
+            self.physical_store(at, 1, value >> (8 * i));
+        }
+        Ok(())
+    }
+
+    /// Fails as a write would, without writing.
+    pub(crate) fn probe_write(&mut self, address: u64, len: u64) -> R<()> {
+        let physical = self.translate(address, Access::Write)?;
+        let room = 0x1000 - (address & 0xfff);
+        self.before_code_write(physical, len.min(room) as u32)?;
+        if len > room {
+            let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Write)?;
+            self.before_code_write(second, (len - room) as u32)?;
+        }
+        Ok(())
+    }
+
+    /// Reads bytes.
+    pub(crate) fn load_bytes(&mut self, address: u64, to: &mut [u8]) -> R<()> {
+        if let Some(host) = self.direct(address, to.len() as u64, false) {
+            // SAFETY: plain RAM of this length, kept alive; the destination is ours.
+            unsafe { std::ptr::copy_nonoverlapping(host as *const u8, to.as_mut_ptr(), to.len()) };
+            return Ok(());
+        }
+        let mut at = 0;
+        while at < to.len() {
+            let n = if to.len() - at >= 8 { 8 } else { 1 };
+            let value = if n == 8 {
+                self.load::<u64>(address.wrapping_add(at as u64))?
+            } else {
+                u64::from(self.load::<u8>(address.wrapping_add(at as u64))?)
+            };
+            to[at..at + n].copy_from_slice(&value.to_le_bytes()[..n]);
+            at += n;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes, all or none.
+    pub(crate) fn store_bytes(&mut self, address: u64, from: &[u8]) -> R<()> {
+        if let Some(host) = self.direct(address, from.len() as u64, true) {
+            // SAFETY: plain RAM of this length, kept alive.
+            unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), host as *mut u8, from.len()) };
+            return Ok(());
+        }
+        self.probe_write(address, from.len() as u64)?;
+        let mut at = 0;
+        while at < from.len() {
+            let left = from.len() - at;
+            let address = address.wrapping_add(at as u64);
+            if left >= 8 {
+                let mut b = [0; 8];
+                b.copy_from_slice(&from[at..at + 8]);
+                self.store::<u64>(address, u64::from_le_bytes(b))?;
+                at += 8;
+            } else if left >= 4 {
+                let mut b = [0; 4];
+                b.copy_from_slice(&from[at..at + 4]);
+                self.store::<u32>(address, u32::from_le_bytes(b))?;
+                at += 4;
+            } else {
+                self.store::<u8>(address, from[at])?;
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `f` with a supervisor's implicit access: descriptor tables, task state.
+    pub(crate) fn as_supervisor<T>(&mut self, f: impl FnOnce(&mut Self) -> R<T>) -> R<T> {
+        let old = std::mem::replace(&mut self.mmu, mmu::KERNEL);
+        let result = f(self);
+        self.mmu = old;
+        result
+    }
+
+    /// The physical address of a linear one, or the page fault (or `#GP`/`#SS` for an address that is not canonical).
+    pub(crate) fn translate(&mut self, address: u64, access: Access) -> R<u64> {
+        let index = (address >> 12) as usize & (TLB_SIZE - 1);
+        let entry = &self.tlb[self.mmu][index];
+        let tag = match access {
+            Access::Read => entry.read,
+            Access::Write => entry.write,
+            Access::Exec => entry.exec,
+        };
+        if tag & !SLOW == address & PAGE && tag != NONE {
+            return Ok(self.tlb_physical[self.mmu][index] + (address & 0xfff));
+        }
+        self.fill(address, access)
+    }
+
+    fn fill(&mut self, address: u64, access: Access) -> R<u64> {
+        if self.bits == 2 && ((address as i64) << 16 >> 16) as u64 != address {
+            // Accesses through the stack segment should give #SS: the caller that knows corrects it.
+            return Err(self.raise(vector::GP, Some(0)));
+        }
+        let address = if self.efer & cr::EFER_LMA == 0 { address & 0xffff_ffff } else { address };
+        let user = self.mmu == mmu::USER;
+        let walk = self.walk(address, access, user, self.mmu == mmu::KERNEL_AC)?;
+        let page = address & PAGE;
+        let physical_page = walk.physical & PAGE;
+        let apic = self.apic_page == physical_page;
+        let range = if apic { None } else { self.range_of(physical_page) };
+        let (addend, slow, slow_write) = match range {
+            Some(r) => {
+                let host = r.host + (physical_page - r.start);
+                let logged = r.readonly || r.block.is_logged_for_others();
+                (host.wrapping_sub(page), 0, logged || self.machine.has_code(host >> 12))
+            }
+            None => (0, SLOW, true),
+        };
+        if walk.large != 0 {
+            self.note_large(address, walk.large);
+        }
+        let index = (address >> 12) as usize & (TLB_SIZE - 1);
+        let entry = &mut self.tlb[self.mmu][index];
+        let same = |tag: u64| tag != NONE && tag & !SLOW == page;
+        if !(same(entry.read) || same(entry.write) || same(entry.exec))
+            || self.tlb_physical[self.mmu][index] != physical_page
+        {
+            *entry = TlbEntry::EMPTY;
+        }
+        self.tlb_physical[self.mmu][index] = physical_page;
+        entry.addend = addend;
+        if walk.readable {
+            entry.read = page | slow;
+        }
+        if walk.writable_now {
+            entry.write = page | u64::from(slow_write);
+        }
+        if walk.executable {
+            entry.exec = page | slow;
+        }
+        Ok(walk.physical)
+    }
+
+    /// The memory range that a physical address is in.
+    #[inline]
+    pub(crate) fn range_of(&mut self, physical: u64) -> Option<&RamRange> {
+        let last = self.last_range;
+        if self.ranges.get(last).is_some_and(|r| r.start <= physical && physical <= r.last) {
+            return self.ranges.get(last);
+        }
+        let at = self.ranges.partition_point(|r| r.last < physical);
+        let found = self.ranges.get(at).filter(|r| r.start <= physical);
+        if found.is_some() {
+            self.last_range = at;
+        }
+        found
+    }
+
+    /// Reads physical memory or registers; within a page.
+    pub(crate) fn physical_load(&mut self, physical: u64, size: u32) -> u64 {
+        if self.apic_page == physical & PAGE {
+            return self.apic_load(physical, size);
+        }
+        if let Some(r) = self.range_of(physical)
+            && r.last - physical >= u64::from(size - 1)
+        {
+            let host = r.host + (physical - r.start);
+            // SAFETY: inside the range, whose block is kept alive.
+            return unsafe {
+                match size {
+                    1 => u8::get(host).into(),
+                    2 => u16::get(host).into(),
+                    4 => u32::get(host).into(),
+                    _ => u64::get(host),
+                }
+            };
+        }
+        self.outside(|cpu| match cpu.machine.memory.load(physical, size) {
+            Ok(value) => value,
+            Err(_) => cpu.machine.memory.unassigned_value(size),
+        })
+    }
+
+    /// Writes physical memory or registers; within a page. Notes the write for whoever collects.
+    pub(crate) fn physical_store(&mut self, physical: u64, size: u32, value: u64) {
+        if self.apic_page == physical & PAGE {
+            return self.apic_store(physical, size, value);
+        }
+        if let Some(r) = self.range_of(physical)
+            && r.last - physical >= u64::from(size - 1)
+        {
+            if r.readonly {
+                return;
+            }
+            let host = r.host + (physical - r.start);
+            // SAFETY: inside the range, whose block is kept alive.
+            unsafe {
+                match size {
+                    1 => u8::put(host, value as u8),
+                    2 => u16::put(host, value as u16),
+                    4 => u32::put(host, value as u32),
+                    _ => u64::put(host, value),
+                }
+            }
+            // After the write: whoever takes the bit then reads the new bytes.
+            r.block.mark_dirty(r.offset + (physical - r.start), size.into());
+            return;
+        }
+        // Where nothing answers, writes are dropped.
+        self.outside(|cpu| cpu.machine.memory.store(physical, size, value).unwrap_or(()));
+    }
+
+    /// Runs device code: the processor counts as standing, and what it was asked meanwhile is done after.
+    pub(crate) fn outside<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        let was = self.link.in_guest.swap(0, Ordering::SeqCst);
+        let result = f(self);
+        self.link.in_guest.store(was, Ordering::SeqCst);
+        if self.link.pending() & request::FLUSH != 0 {
+            self.reload_map();
+        }
+        result
+    }
+
+    fn apic_load(&mut self, physical: u64, size: u32) -> u64 {
+        let (offset, shift) = ((physical & 0xff0) as u32, (physical & 3) * 8);
+        let value = self.outside(|cpu| cpu.platform.read_apic(offset));
+        let value = u64::from(value) >> shift;
+        if size >= 4 { value } else { value & ((1 << (size * 8)) - 1) }
+    }
+
+    fn apic_store(&mut self, physical: u64, size: u32, value: u64) {
+        // Registers are 32 bits wide and take only such writes (Intel SDM volume 3, 11.4.1).
+        if size == 4 && physical & 15 == 0 {
+            self.outside(|cpu| cpu.platform.write_apic((physical & 0xff0) as u32, value as u32));
+        }
+    }
+
+    /// Takes the memory map anew and forgets all translations.
+    pub(crate) fn reload_map(&mut self) {
+        self.link.clear(request::FLUSH);
+        let view = self.machine.memory.view();
+        self.old_ranges.push(std::mem::replace(&mut self.ranges, ram_ranges(&view)));
+        drop(view);
+        self.last_range = 0;
+        let base = self.platform.apic_base();
+        // Enabled and not in x2APIC mode.
+        self.apic_page = if base & 0xc00 == 0x800 { base & 0xf_ffff_f000 } else { NONE };
+        self.flush_tlb();
+    }
+
+    /// Forgets all translations.
+    pub(crate) fn flush_tlb(&mut self) {
+        for tlb in self.tlb.iter_mut() {
+            tlb.fill(TlbEntry::EMPTY);
+        }
+        self.large = (0, 0);
+        self.generation += 1;
+    }
+
+    /// Forgets the translation of one page.
+    pub(crate) fn flush_page(&mut self, address: u64) {
+        if self.large.1 != 0 && address & self.large.1 == self.large.0 {
+            return self.flush_tlb();
+        }
+        let index = (address >> 12) as usize & (TLB_SIZE - 1);
+        for tlb in self.tlb.iter_mut() {
+            tlb[index] = TlbEntry::EMPTY;
+        }
+        self.generation += 1;
+    }
+
+    /// Drops write permission of a host page everywhere: it has code now.
+    pub(crate) fn protect_host_page(&mut self, host_page: u64) {
+        for tlb in self.tlb.iter_mut() {
+            for entry in tlb.iter_mut() {
+                if entry.write != NONE
+                    && entry.write & SLOW == 0
+                    && (entry.write.wrapping_add(entry.addend)) >> 12 == host_page
+                {
+                    entry.write |= SLOW;
+                }
+            }
+        }
+    }
+
+    /// Drops write translations of a host page whose writes need not be noted any more.
+    pub(crate) fn unprotect_host_page(&mut self, host_page: u64) {
+        for tlb in self.tlb.iter_mut() {
+            for entry in tlb.iter_mut() {
+                if entry.write != NONE && (entry.write & PAGE).wrapping_add(entry.addend) >> 12 == host_page {
+                    entry.write = NONE;
+                }
+            }
+        }
+    }
+
+    /// Remembers that a page larger than 4 KiB is cached: one region that covers all of them.
+    fn note_large(&mut self, address: u64, size: u64) {
+        let mut mask = !(size - 1);
+        if self.large.1 != 0 {
+            mask &= self.large.1;
+            while (address ^ self.large.0) & mask != 0 {
+                mask <<= 1;
+            }
+        }
+        self.large = (address & mask, mask);
+    }
+
+    /// Records an exception.
+    #[cold]
+    pub(crate) fn raise(&mut self, vector: u8, code: Option<u32>) -> Fault {
+        self.reason = Reason::Exception { vector, code, address: 0 };
+        Fault
+    }
+
+    /// `#GP(0)`.
+    #[cold]
+    pub(crate) fn gp(&mut self) -> Fault {
+        self.raise(vector::GP, Some(0))
+    }
+
+    /// `#UD`.
+    #[cold]
+    pub(crate) fn ud(&mut self) -> Fault {
+        self.raise(vector::UD, None)
+    }
+
+    /// Chooses privilege and width from the registers. To be called whenever CS, SS, CR0, CR4, EFER or AC changes.
+    pub(crate) fn update_mode(&mut self) {
+        let long = self.efer & cr::EFER_LMA != 0;
+        let cs = &self.segs[seg::CS];
+        self.bits = if long && cs.flags & crate::state::attr::L != 0 {
+            2
+        } else {
+            u8::from(cs.flags & crate::state::attr::DB != 0)
+        };
+        self.mmu = if self.cpl == 3 {
+            mmu::USER
+        } else if self.cr4 & cr::CR4_SMAP != 0 && self.rest & flag::AC != 0 {
+            mmu::KERNEL_AC
+        } else {
+            mmu::KERNEL
+        };
+    }
+}

@@ -1,0 +1,134 @@
+//! What a processor needs of the machine around it.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+/// The machine as a processor sees it, beside memory and ports. Called on the processor's thread.
+pub trait Platform: Send + Sync {
+    /// Whether the interrupt controller has an interrupt that the task priority lets through.
+    fn interrupt_pending(&self) -> bool;
+    /// Acknowledges that interrupt and gives its vector; nothing if it went away.
+    fn take_interrupt(&self) -> Option<u8>;
+    /// The local APIC's task priority, bits 4 to 7 (CR8).
+    fn task_priority(&self) -> u8;
+    /// Sets the task priority.
+    fn set_task_priority(&self, value: u8);
+    /// Reads an MSR that the processor does not keep itself (the local APIC's among them). Nothing: there is none, `#GP`.
+    fn read_msr(&self, index: u32) -> Option<u64>;
+    /// Writes an MSR that the processor does not keep itself. False: there is none or the value is not allowed, `#GP`.
+    fn write_msr(&self, index: u32, value: u64) -> bool;
+    /// Reads a local APIC register through memory, where its base is.
+    fn read_apic(&self, offset: u32) -> u32;
+    /// Writes a local APIC register through memory.
+    fn write_apic(&self, offset: u32, value: u32);
+    /// The base and enable bits of the local APIC (MSR 0x1b).
+    fn apic_base(&self) -> u64;
+    /// What RDTSC counts, without the guest's own offset.
+    fn tsc(&self) -> u64;
+    /// `FERR#`: an x87 exception while CR0.NE is clear (ISA interrupt 13).
+    fn ferr(&self);
+}
+
+/// One CPUID leaf.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuidLeaf {
+    /// EAX on input.
+    pub leaf: u32,
+    /// ECX on input, where it matters.
+    pub subleaf: Option<u32>,
+    /// Results.
+    pub eax: u32,
+    /// Results.
+    pub ebx: u32,
+    /// Results.
+    pub ecx: u32,
+    /// Results.
+    pub edx: u32,
+}
+
+/// Things that others ask of a processor, for [`CpuLink::raise`].
+pub mod request {
+    #![allow(missing_docs)]
+    /// Return from `run`.
+    pub const EXIT: u32 = 1;
+    /// Look at the interrupt controller.
+    pub const INTERRUPT: u32 = 1 << 1;
+    pub const NMI: u32 = 1 << 2;
+    pub const INIT: u32 = 1 << 3;
+    pub const SIPI: u32 = 1 << 4;
+    /// The memory map or dirty tracking changed: forget translations.
+    pub const FLUSH: u32 = 1 << 5;
+    /// Another processor or a device wrote to code.
+    pub const CODE: u32 = 1 << 6;
+    /// What ends a HLT.
+    pub const WAKES: u32 = EXIT | INTERRUPT | NMI | INIT | SIPI;
+}
+
+/// The way to a processor from other threads.
+#[derive(Default)]
+pub struct CpuLink {
+    requests: AtomicU32,
+    sipi_vector: AtomicU32,
+    /// 1 while guest code runs, 0 while the processor stands or is in a device.
+    pub(crate) in_guest: AtomicU32,
+    pub(crate) code_writes: Mutex<Vec<(u64, u64, u64)>>,
+    sleep: Mutex<()>,
+    wake: Condvar,
+}
+
+impl CpuLink {
+    /// A link with nothing asked.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Asks for `bits` of [`request`]. From any thread.
+    pub fn raise(&self, bits: u32) {
+        self.requests.fetch_or(bits, Ordering::SeqCst);
+        if bits & request::WAKES != 0 {
+            // Taken so that a processor between its look and its sleep is not missed.
+            drop(self.sleep.lock());
+            self.wake.notify_all();
+        }
+    }
+
+    /// Asks for a start-up IPI.
+    pub fn raise_sipi(&self, vector: u8) {
+        self.sipi_vector.store(vector.into(), Ordering::SeqCst);
+        self.raise(request::SIPI);
+    }
+
+    /// Asks from a signal handler: nothing that sleeps is woken.
+    pub fn raise_from_signal(&self, bits: u32) {
+        self.requests.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    #[inline(always)]
+    pub(crate) fn any(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn pending(&self) -> u32 {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn clear(&self, bits: u32) -> u32 {
+        self.requests.fetch_and(!bits, Ordering::SeqCst) & bits
+    }
+
+    pub(crate) fn sipi_vector(&self) -> u8 {
+        self.sipi_vector.load(Ordering::SeqCst) as u8
+    }
+
+    /// Sleeps until something of `mask` is asked.
+    pub(crate) fn sleep(&self, mask: u32) {
+        let mut guard = self.sleep.lock();
+        while self.pending() & mask == 0 {
+            self.wake.wait(&mut guard);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Exceptions and their order, paging, self-modifying code.
+
+use super::support::{CODE, DATA, STACK, long_mode, put64};
+use crate::{Cpu, Exit, state::gpr};
+
+/// Runs code until it halts; gives the vector if it halted in a handler.
+fn run_to_halt(cpu: &mut Cpu) -> Option<u64> {
+    assert_eq!(cpu.run(), Exit::Halted);
+    let rip = cpu.hot.gpr[gpr::RIP];
+    (0xa000..0xb000).contains(&rip).then(|| (rip - 0xa001) / 16)
+}
+
+#[test]
+fn a_program_runs_to_its_end() {
+    let (mut cpu, ram) = long_mode();
+    // mov ecx, 1000; xor eax, eax; l: add rax, rcx; dec ecx; jnz l; hlt
+    ram.write(CODE, &[0xb9, 0xe8, 3, 0, 0, 0x31, 0xc0, 0x48, 0x01, 0xc8, 0xff, 0xc9, 0x75, 0xf9, 0xf4]).unwrap();
+    assert_eq!(run_to_halt(&mut cpu), None);
+    assert_eq!(cpu.hot.gpr[gpr::RAX], 500_500);
+}
+
+#[test]
+fn a_write_to_a_page_that_is_not_there_says_so() {
+    let (mut cpu, ram) = long_mode();
+    // mov [rbx], eax
+    ram.write(CODE, &[0x90, 0x89, 0x03, 0xf4]).unwrap();
+    cpu.hot.gpr[gpr::RBX] = 1 << 30;
+    assert_eq!(run_to_halt(&mut cpu), Some(14));
+    assert_eq!(cpu.cr2, 1 << 30);
+    let mut frame = [0; 48];
+    ram.read(STACK - 48, &mut frame).unwrap();
+    let words: Vec<u64> = frame.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect();
+    assert_eq!(words[..3], [2, CODE + 1, 8], "error code, instruction, segment");
+    assert_eq!(words[4], STACK);
+}
+
+#[test]
+fn an_address_that_is_not_canonical_is_a_general_protection_fault() {
+    let (mut cpu, ram) = long_mode();
+    ram.write(CODE, &[0x89, 0x03, 0xf4]).unwrap();
+    cpu.hot.gpr[gpr::RBX] = 1 << 48;
+    assert_eq!(run_to_halt(&mut cpu), Some(13));
+}
+
+#[test]
+fn code_that_changes_the_next_instruction_runs_the_new_one() {
+    let (mut cpu, ram) = long_mode();
+    // mov byte [rip+1], 0x41 (the second byte of `mov al, 1` becomes 0x41...); mov al, 1; hlt
+    ram.write(CODE, &[0xc6, 0x05, 1, 0, 0, 0, 0x41, 0xb0, 1, 0xf4]).unwrap();
+    assert_eq!(run_to_halt(&mut cpu), None);
+    assert_eq!(cpu.hot.gpr[gpr::RAX] & 0xff, 0x41);
+}
+
+#[test]
+fn code_that_was_run_and_then_overwritten_is_decoded_anew() {
+    let (mut cpu, ram) = long_mode();
+    // call DATA-relative routine twice, changing it in between: routine at CODE+0x100: mov al, 1; ret
+    let mut code = vec![];
+    code.extend([0xe8, 0xfb, 0, 0, 0]); // call +0xfb -> CODE+0x100
+    code.extend([0x88, 0xc3]); // mov bl, al
+    code.extend([0xc6, 0x05, 0xf3, 0, 0, 0, 7]); // mov byte [CODE+0x101], 7
+    code.extend([0xe8, 0xed, 0, 0, 0]); // call CODE+0x100
+    code.push(0xf4);
+    ram.write(CODE, &code).unwrap();
+    ram.write(CODE + 0x100, &[0xb0, 1, 0xc3]).unwrap();
+    assert_eq!(run_to_halt(&mut cpu), None);
+    assert_eq!((cpu.hot.gpr[gpr::RBX] & 0xff, cpu.hot.gpr[gpr::RAX] & 0xff), (1, 7));
+}
+
+#[test]
+fn a_division_by_zero_is_reported_at_the_division() {
+    let (mut cpu, ram) = long_mode();
+    ram.write(CODE, &[0x31, 0xc9, 0xf7, 0xf1, 0xf4]).unwrap();
+    assert_eq!(run_to_halt(&mut cpu), Some(0));
+    let mut rip = [0; 8];
+    ram.read(STACK - 40, &mut rip).unwrap();
+    assert_eq!(u64::from_le_bytes(rip), CODE + 2);
+}
+
+#[test]
+fn a_fault_while_delivering_a_fault_is_a_double_fault_and_then_a_reset() {
+    let (mut cpu, ram) = long_mode();
+    ram.write(CODE, &[0x0f, 0x0b]).unwrap();
+    cpu.idt.limit = 0;
+    assert_eq!(cpu.run(), Exit::TripleFault);
+}
+
+#[test]
+fn sse_arithmetic_keeps_flags_and_results() {
+    let (mut cpu, ram) = long_mode();
+    // movsd xmm0,[rbx]; divsd xmm0,[rbx+8]; movsd [rbx+16],xmm0; hlt
+    ram.write(CODE, &[0xf2, 0x0f, 0x10, 0x03, 0xf2, 0x0f, 0x5e, 0x43, 8, 0xf2, 0x0f, 0x11, 0x43, 16, 0xf4]).unwrap();
+    put64(&ram, DATA, 1f64.to_bits());
+    put64(&ram, DATA + 8, 3f64.to_bits());
+    cpu.hot.gpr[gpr::RBX] = DATA;
+    assert_eq!(run_to_halt(&mut cpu), None);
+    let mut out = [0; 8];
+    ram.read(DATA + 16, &mut out).unwrap();
+    assert_eq!(f64::from_le_bytes(out), 1.0 / 3.0);
+    assert_eq!(cpu.mxcsr & 0x3f, 0x20, "inexact");
+}
+
+#[test]
+fn x87_loads_computes_and_stores() {
+    let (mut cpu, ram) = long_mode();
+    // fld qword [rbx]; fsqrt; fstp qword [rbx+8]; hlt
+    ram.write(CODE, &[0xdd, 0x03, 0xd9, 0xfa, 0xdd, 0x5b, 8, 0xf4]).unwrap();
+    put64(&ram, DATA, 2f64.to_bits());
+    cpu.hot.gpr[gpr::RBX] = DATA;
+    assert_eq!(run_to_halt(&mut cpu), None);
+    let mut out = [0; 8];
+    ram.read(DATA + 8, &mut out).unwrap();
+    assert_eq!(f64::from_le_bytes(out), 2f64.sqrt());
+}
+
+#[test]
+fn a_repeated_move_copies_across_pages() {
+    let (mut cpu, ram) = long_mode();
+    ram.write(CODE, &[0xf3, 0xa4, 0xf4]).unwrap();
+    let bytes: Vec<u8> = (0..10_000u32).map(|i| (i * 7) as u8).collect();
+    ram.write(DATA + 3, &bytes).unwrap();
+    (cpu.hot.gpr[gpr::RSI], cpu.hot.gpr[gpr::RDI], cpu.hot.gpr[gpr::RCX]) = (DATA + 3, DATA + 0x8_0001, 10_000);
+    assert_eq!(run_to_halt(&mut cpu), None);
+    let mut copy = vec![0; 10_000];
+    ram.read(DATA + 0x8_0001, &mut copy).unwrap();
+    assert_eq!(copy, bytes);
+    assert_eq!(cpu.hot.gpr[gpr::RCX], 0);
+}

@@ -1,0 +1,67 @@
+//! Hostile code.
+
+use super::{
+    instructions::random_bytes,
+    support::{CODE, DATA, RAM, Random, long_mode},
+};
+use crate::request;
+
+#[test]
+fn random_streams_of_instructions_end_when_asked_and_stay_inside_ram() {
+    let mut random = Random(3);
+    for round in 0..300 {
+        let (mut cpu, ram) = long_mode();
+        let mut r = cpu.registers();
+        for g in &mut r.gpr {
+            *g = match random.below(3) {
+                0 => random.value(),
+                1 => random.below(RAM),
+                _ => DATA,
+            };
+        }
+        match round % 4 {
+            // 32-bit protected mode.
+            1 => {
+                r.efer = 0;
+                r.cr0 = 0x11;
+                r.segs[1].flags = 0xc0_9b00;
+            }
+            // Real mode.
+            2 => {
+                r.efer = 0;
+                r.cr0 = 0x10;
+                for s in &mut r.segs {
+                    *s = crate::state::Segment { selector: 0x1000, base: 0x1_0000, limit: 0xffff, flags: 0x9300 };
+                }
+                r.rip = 0;
+            }
+            _ => {}
+        }
+        r.ymm.iter_mut().flatten().for_each(|b| *b = random.next() as u8);
+        cpu.set_registers(&r);
+        let at = if round % 4 == 2 { 0x1_0000 } else { CODE };
+        for i in 0..2000u64 {
+            ram.write(at + i * 4, &random_bytes(&mut random)).unwrap();
+        }
+        // What the streams do is theirs; that they end is ours. Halts and resets go on elsewhere.
+        for _ in 0..40 {
+            let link = cpu.link().clone();
+            let budget = cpu.instructions() + 20_000;
+            let stop = std::thread::scope(|s| {
+                let watch = s.spawn(|| {
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                    link.raise(request::EXIT);
+                });
+                let exit = cpu.run();
+                let _ = watch.join();
+                exit
+            });
+            let _ = (stop, budget);
+            cpu.link().clear(request::EXIT);
+            let mut r = cpu.registers();
+            r.events.halted = false;
+            r.rip = if round % 4 == 2 { random.below(0xfff0) } else { CODE + random.below(8000) };
+            cpu.set_registers(&r);
+        }
+    }
+}

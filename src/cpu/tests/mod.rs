@@ -1,0 +1,7 @@
+//! Claims about the processor.
+
+mod bench;
+mod faults;
+mod fuzz;
+mod instructions;
+mod support;
