@@ -291,6 +291,7 @@ impl Cpu {
         let exit = self.run_inside();
         self.link.in_guest.store(0, Ordering::SeqCst);
         self.running = std::ptr::null();
+        self.link_way = 0;
         exit
     }
 

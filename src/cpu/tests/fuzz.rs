@@ -9,7 +9,7 @@ use crate::request;
 #[test]
 fn random_streams_of_instructions_end_when_asked_and_stay_inside_ram() {
     let mut random = Random(3);
-    for round in 0..300 {
+    for round in 0..48 {
         let (mut cpu, ram) = long_mode();
         let mut r = cpu.registers();
         for g in &mut r.gpr {
@@ -44,19 +44,16 @@ fn random_streams_of_instructions_end_when_asked_and_stay_inside_ram() {
             ram.write(at + i * 4, &random_bytes(&mut random)).unwrap();
         }
         // What the streams do is theirs; that they end is ours. Halts and resets go on elsewhere.
-        for _ in 0..40 {
+        for _ in 0..20 {
             let link = cpu.link().clone();
-            let budget = cpu.instructions() + 20_000;
-            let stop = std::thread::scope(|s| {
+            std::thread::scope(|s| {
                 let watch = s.spawn(|| {
                     std::thread::sleep(std::time::Duration::from_micros(300));
                     link.raise(request::EXIT);
                 });
-                let exit = cpu.run();
+                cpu.run();
                 let _ = watch.join();
-                exit
             });
-            let _ = (stop, budget);
             cpu.link().clear(request::EXIT);
             let mut r = cpu.registers();
             r.events.halted = false;
