@@ -10,7 +10,9 @@ pub fn may_change(from: RunState, to: RunState) -> bool {
         return true;
     }
     match from {
-        Prelaunch => matches!(to, Running | FinishMigrate | Inmigrate | Suspended | Paused | Shutdown | InternalError),
+        Prelaunch => {
+            matches!(to, Running | FinishMigrate | Inmigrate | Suspended | Paused | Shutdown | InternalError | Colo)
+        }
         Inmigrate => !matches!(to, SaveVm | RestoreVm),
         Debug => matches!(to, Suspended | Running | FinishMigrate | Prelaunch | Paused | Shutdown),
         InternalError | IoError => matches!(to, Paused | Running | FinishMigrate | Prelaunch | Shutdown | Colo),
