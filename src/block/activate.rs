@@ -83,7 +83,7 @@ impl Node {
         self.set_flags(OpenFlags { inactive: false, ..old });
         if let Err(e) = self.activate_now().await {
             self.set_flags(old);
-            if let Err(again) = perm::refresh(&[self.clone()]) {
+            if let Err(again) = perm::refresh(std::slice::from_ref(self)) {
                 tracing::warn!("restoring permissions on node '{}': {again}", self.name());
             }
             return Err(e);

@@ -65,7 +65,7 @@ impl Node {
         if inside == 0 {
             return Ok(());
         }
-        if align == 1 || (offset % align == 0 && inside as u64 % align == 0) {
+        if align == 1 || (offset.is_multiple_of(align) && (inside as u64).is_multiple_of(align)) {
             return self.read_split(driver, offset, head).await;
         }
         let start = offset - offset % align;
@@ -135,7 +135,7 @@ impl Node {
     /// Waits for whom it has to and runs the hooks. An unaligned range is widened and held alone.
     async fn begin_write(&self, offset: u64, len: u64) -> io::Result<RequestGuard> {
         let align = u64::from(self.driver()?.limits().request_alignment);
-        let request = if align > 1 && (offset % align != 0 || len % align != 0) {
+        let request = if align > 1 && (!offset.is_multiple_of(align) || !len.is_multiple_of(align)) {
             let start = offset - offset % align;
             let end = (offset + len).next_multiple_of(align);
             self.requests.begin(RequestKind::Exclusive, start, end - start).await
@@ -187,7 +187,7 @@ impl Node {
         let driver = self.driver()?;
         let align = u64::from(driver.limits().request_alignment);
         let len = data.len() as u64;
-        if align == 1 || (offset % align == 0 && len % align == 0) {
+        if align == 1 || (offset.is_multiple_of(align) && len.is_multiple_of(align)) {
             return self.write_split(driver, offset, data, flags).await;
         }
         // Read-modify-write of the edges; the range is held exclusively.
@@ -252,7 +252,7 @@ impl Node {
         let end = offset + len;
         while at < end {
             let mut n = (end - at).min(limits.max_zeroes);
-            let aligned = align == 1 || (at % align == 0 && n >= align);
+            let aligned = align == 1 || (at.is_multiple_of(align) && n >= align);
             let mut result = Err(errno(libc::ENOTSUP));
             if aligned {
                 n -= n % align;

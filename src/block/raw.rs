@@ -171,7 +171,11 @@ impl BlockDriver for Raw {
 
     fn limits(&self) -> crate::driver::Limits {
         let below = self.file.node().try_driver().map(|d| d.limits()).unwrap_or_default();
-        if self.offset % u64::from(below.request_alignment) == 0 { below } else { crate::driver::Limits::default() }
+        if self.offset.is_multiple_of(u64::from(below.request_alignment)) {
+            below
+        } else {
+            crate::driver::Limits::default()
+        }
     }
 
     fn plain_filename(&self, _node: &Node) -> Option<String> {

@@ -194,7 +194,7 @@ impl Checker<'_> {
     async fn count_snapshot(&mut self, snapshot: &snapshot::Snapshot) -> io::Result<()> {
         let size = self.image.cluster_size();
         let (id, name) = (&snapshot.id, &snapshot.name);
-        if snapshot.l1_offset % size != 0 || snapshot.l1_offset > i64::MAX as u64 {
+        if !snapshot.l1_offset.is_multiple_of(size) || snapshot.l1_offset > i64::MAX as u64 {
             self.corruption(format!(
                 "ERROR snapshot {id} ({name}) l1_offset={:#x}: L1 table is not cluster aligned; snapshot table entry \
                  corrupted",
@@ -235,7 +235,7 @@ impl Checker<'_> {
                 self.say("ERROR: too many L2 tables to check".to_owned());
                 return Ok(());
             }
-            if offset % size != 0 {
+            if !offset.is_multiple_of(size) {
                 self.corruption(format!(
                     "ERROR l2_offset={offset:x}: Table is not cluster aligned; L1 entry corrupted"
                 ));
@@ -291,7 +291,7 @@ impl Checker<'_> {
         }
         let offset = entry.word & OFFSET_MASK;
         if let Err(bad) = image.classify(entry, 0) {
-            if offset % size != 0 {
+            if !offset.is_multiple_of(size) {
                 self.corruption(format!(
                     "ERROR offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted."
                 ));
@@ -361,7 +361,7 @@ impl Checker<'_> {
             if offset == 0 {
                 continue;
             }
-            if offset % size != 0 {
+            if !offset.is_multiple_of(size) {
                 self.corruption(format!(
                     "ERROR refcount block {i} is not cluster aligned; refcount table entry corrupted"
                 ));
@@ -481,7 +481,8 @@ impl Checker<'_> {
         let l1 = image.l1.borrow().entries.clone();
         self.refer(header.l1_offset, l1.len() as u64 * 8);
         self.count_l1(&l1, true).await?;
-        for snapshot in image.snapshots.borrow().clone() {
+        let snapshots = image.snapshots.borrow().clone();
+        for snapshot in snapshots {
             self.count_snapshot(&snapshot).await?;
         }
         let length = snapshot::table_length(&image.file(), &header).await.map_err(crate::driver::to_io)?;
@@ -546,7 +547,7 @@ impl Checker<'_> {
         for index in 0..count {
             let entry = image.l1.borrow().entries[index];
             let offset = entry & OFFSET_MASK;
-            if offset == 0 || offset % size != 0 || offset >= self.file_length {
+            if offset == 0 || !offset.is_multiple_of(size) || offset >= self.file_length {
                 continue;
             }
             let used = self.known_refcount(offset / size).await?;
@@ -563,7 +564,7 @@ impl Checker<'_> {
             for i in 0..image.entries_per_table() as usize {
                 let old = image.entry(&table, i);
                 let at = old.word & OFFSET_MASK;
-                if old.word & COMPRESSED != 0 || at == 0 || at % size != 0 {
+                if old.word & COMPRESSED != 0 || at == 0 || !at.is_multiple_of(size) {
                     continue;
                 }
                 let used = self.known_refcount(at / size).await?;

@@ -50,7 +50,7 @@ impl Qcow2 {
     pub(super) async fn write_compressed(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let size = self.cluster_size();
         let end = offset + data.len() as u64;
-        if offset % size != 0 || (end % size != 0 && end != self.size()) {
+        if !offset.is_multiple_of(size) || (!end.is_multiple_of(size) && end != self.size()) {
             return Err(errno(libc::EINVAL));
         }
         for (i, part) in data.chunks(size as usize).enumerate() {
@@ -84,7 +84,7 @@ impl Qcow2 {
         let tail = self.compressed_tail.get();
         let room = if tail == 0 { 0 } else { size - tail % size };
         let first = tail >> self.cluster_bits;
-        let shared = tail % size != 0 && self.refcount(first).await? < self.refs.max();
+        let shared = !tail.is_multiple_of(size) && self.refcount(first).await? < self.refs.max();
         let (offset, fresh) = if shared && len <= room {
             (tail, None)
         } else {
@@ -107,7 +107,7 @@ impl Qcow2 {
             fresh.keep();
         }
         let end = offset + len;
-        self.compressed_tail.set(if end % size == 0 { 0 } else { end });
+        self.compressed_tail.set(if end.is_multiple_of(size) { 0 } else { end });
         Ok(())
     }
 }

@@ -66,9 +66,10 @@ impl Qcow2 {
         if self.l1.borrow().entries.iter().all(|e| e & OFFSET_MASK == 0) {
             return Ok(());
         }
-        let header = self.header.borrow();
-        let simple = header.snapshot_count == 0 && header.extension(super::header::extension::BITMAPS).is_none();
-        drop(header);
+        let simple = {
+            let header = self.header.borrow();
+            header.snapshot_count == 0 && header.extension(super::header::extension::BITMAPS).is_none()
+        };
         // The caller has drained the node, so nobody is writing; a dropped request of a layer above may still be.
         let _alone = self.ranges.begin(RequestKind::Exclusive, 0, u64::MAX).await;
         if !simple {
@@ -137,9 +138,7 @@ impl Qcow2 {
             let end = (first + per_block).min(below);
             self.count_free(&block, first, end, &kept);
         }
-        let mut frees = self.frees.borrow_mut();
-        frees.retain(|f| f.offset >> self.cluster_bits >= below);
-        drop(frees);
+        self.frees.borrow_mut().retain(|f| f.offset >> self.cluster_bits >= below);
         self.abandoned.borrow_mut().retain(|(offset, _)| offset >> self.cluster_bits >= below);
         self.refs.hint.set(0);
         self.emptied.below.set(None);

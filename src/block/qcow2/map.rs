@@ -89,7 +89,7 @@ impl Qcow2 {
             return Ok(Run { kind: Kind::Compressed { entry: word }, len: rest });
         }
         let offset = word & OFFSET_MASK;
-        if offset % cluster_size != 0 {
+        if !offset.is_multiple_of(cluster_size) {
             return Err(BadEntry(format!("offset {offset:#x} unaligned")));
         }
         let copied = word & COPIED != 0;
@@ -144,7 +144,7 @@ impl Qcow2 {
         let index = self.l1_index(offset);
         let entry = self.l1.borrow().entries[index];
         let at = entry & OFFSET_MASK;
-        if at % self.cluster_size() != 0 {
+        if !at.is_multiple_of(self.cluster_size()) {
             let text = format!("L2 table offset {at:#x} unaligned (L1 index: {index:#x})");
             return Err(self.signal_corruption(&text).await);
         }

@@ -186,7 +186,7 @@ fn validate_table(header: &Header, offset: u64, entries: u64, entry_size: u64, m
         bail!("{name} too large");
     }
     let bytes = entries * entry_size;
-    if offset > i64::MAX as u64 - bytes || offset % header.cluster_size() != 0 {
+    if offset > i64::MAX as u64 - bytes || !offset.is_multiple_of(header.cluster_size()) {
         bail!("{name} offset invalid");
     }
     Ok(())

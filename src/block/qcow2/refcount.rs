@@ -117,7 +117,7 @@ impl Qcow2 {
         if offset == 0 {
             return Ok(None);
         }
-        if offset % self.cluster_size() != 0 {
+        if !offset.is_multiple_of(self.cluster_size()) {
             let text = format!("Refblock offset {offset:#x} unaligned (reftable index: {index:#x})");
             return Err(self.signal_corruption(&text).await);
         }

@@ -15,7 +15,7 @@ const SECTOR: u64 = 512;
 impl Qcow2 {
     pub(super) async fn resize(&self, len: u64, _exact: bool, prealloc: Preallocation) -> Result<()> {
         self.check_not_corrupt()?;
-        if len % SECTOR != 0 {
+        if !len.is_multiple_of(SECTOR) {
             bail!("The new size must be a multiple of {SECTOR}");
         }
         let old = self.size();
@@ -165,7 +165,7 @@ impl Qcow2 {
             self.refs.hint.set(self.refs.hint.get().max(self.end_cluster.get()));
             let place = self.allocate(absent).await?;
             for i in 0..place.clusters {
-                let word = place.offset + (i << self.cluster_bits) | COPIED;
+                let word = (place.offset + (i << self.cluster_bits)) | COPIED;
                 let bitmap = if self.is_extended() { u64::from(u32::MAX) } else { 0 };
                 self.set_entry(&table, index + i as usize, Entry { word, bitmap });
             }

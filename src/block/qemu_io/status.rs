@@ -16,7 +16,7 @@ pub async fn length(session: &mut Session) -> bool {
             true
         }
         Err(e) => {
-            session.say(Error::with_errno("getlength", &e).message().to_owned());
+            session.say(Error::with_errno("getlength", &e).message());
             false
         }
     }
@@ -45,7 +45,7 @@ pub async fn alloc(session: &mut Session, _command: &Command, arguments: &[Strin
                 n
             }
             Err(e) => {
-                session.say(Error::with_errno("is_allocated failed", &e).message().to_owned());
+                session.say(Error::with_errno("is_allocated failed", &e).message());
                 return false;
             }
         };
@@ -131,7 +131,7 @@ pub async fn truncate(session: &mut Session, command: &Command, arguments: &[Str
     match node.truncate(len, false, mode).await {
         Ok(()) => true,
         Err(e) => {
-            session.say(e.message().to_owned());
+            session.say(e.message());
             false
         }
     }
@@ -162,7 +162,7 @@ pub async fn reopen(session: &mut Session, command: &Command, arguments: &[Strin
     match done {
         Ok(()) => true,
         Err(e) => {
-            session.say(e.message().to_owned());
+            session.say(e.message());
             false
         }
     }
