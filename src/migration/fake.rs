@@ -273,11 +273,15 @@ impl FakeMachine {
 
     /// The guest does its work of an epoch: pages spread over RAM, and the device.
     pub(crate) fn work(&self, epoch: u64) {
-        let block = self.ram.find("pc.ram").unwrap();
+        Self::work_on(&self.ram, &self.device, epoch);
+    }
+
+    pub(crate) fn work_on(ram: &RamList, device: &EpochDevice, epoch: u64) {
+        let block = ram.find("pc.ram").unwrap();
         for page in (0..PAGES).step_by(7) {
             block.write(page * PAGE as u64 + 16, &epoch.to_le_bytes()).unwrap();
         }
-        *self.device.epoch.lock() = epoch;
+        *device.epoch.lock() = epoch;
     }
 
     /// The guest, astray, writes elsewhere.

@@ -33,6 +33,8 @@ pub(crate) struct Sender {
     pub(crate) states: StateRegistry,
     /// Memory for the device state of a checkpoint.
     pub(crate) devices: Vec<u8>,
+    /// Bytes and pages that the figures of checkpoints have counted.
+    pub(crate) accounted: (u64, u64),
     machine: String,
     live: Arc<LiveParameters>,
     rate: Rate,
@@ -93,7 +95,11 @@ async fn send(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Result<()
     match switch_over(core, worker, colo).await {
         Ok(()) if colo => colo::primary::run(core, worker).await,
         Ok(()) => {
-            worker.run(|sender| Ok(sender.channel.finish()?)).await.inspect_err(|_| {
+            let finish = |sender: &mut Sender| {
+                sender.ram.stop_logging();
+                Ok(sender.channel.finish()?)
+            };
+            worker.run(finish).await.inspect_err(|_| {
                 // The receiver may have all it needs: the images are not taken back.
                 core.env.vm.set_run_state("paused");
             })?;
@@ -175,6 +181,7 @@ impl Sender {
             section: core.ram_section()?,
             states: core.env.states.clone(),
             devices: Vec::new(),
+            accounted: (0, 0),
             machine: core.env.machine.clone(),
             live: core.live.clone(),
             rate: Rate::new(),
@@ -261,20 +268,25 @@ impl Sender {
         bandwidth.saturating_mul(Counters::get(&self.live.downtime_limit)) / 1000
     }
 
-    /// Sends all that is left of RAM as a section's last part; `head` is written before it, and nothing is flushed that fits into a
-    /// batch.
+    /// Sends all that is left of RAM as the section's last part.
     pub(crate) fn last_ram(&mut self) -> Result<()> {
-        let id = self.section.id;
         self.ram.sync();
         Counters::add(&self.counters.syncs, 1);
-        self.writer().part(mark::END, id);
+        self.send_ram(mark::END)?;
+        Counters::set(&self.counters.remaining, 0);
+        Ok(())
+    }
+
+    /// Sends all pages known to be dirty as a part of the section; the last of it, less than a batch, is gathered and not yet written.
+    pub(crate) fn send_ram(&mut self, mark: u8) -> Result<()> {
+        let id = self.section.id;
+        self.writer().part(mark, id);
         self.ram.begin_part();
         while !self.ram.encode(self.out.buffer_mut(), BATCH, &self.counters)? {
             self.flush()?;
         }
         self.ram.end_part(self.out.buffer_mut());
         self.writer().footer(id);
-        Counters::set(&self.counters.remaining, 0);
         Ok(())
     }
 

@@ -39,6 +39,8 @@ const MESSAGES: [(Message, &str); 7] = [
 
 /// Precedes a length in four bytes and an object of JSON, which only sides that agreed on it send.
 const EXTENSION: u32 = 0x4c53_0001;
+/// Precedes a part of RAM's section and an end mark, sent while the primary's guest runs; between sides that agreed on it.
+const RAM_AHEAD: u32 = 0x4c53_0002;
 /// The longest such object, in bytes.
 const MAX_EXTENSION: u32 = 8 << 20;
 
@@ -62,6 +64,16 @@ impl Message {
 enum Heard {
     Message(Message),
     Extension(Value),
+    RamAhead,
+}
+
+/// What the primary wants next.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// A checkpoint.
+    Checkpoint,
+    /// That pages are put by for the next one.
+    RamAhead,
 }
 
 fn hear(reader: &mut Reader, extensions: bool) -> Result<Heard> {
@@ -75,6 +87,9 @@ fn hear(reader: &mut Reader, extensions: bool) -> Result<Heard> {
         let mut text = Vec::new();
         reader.take_into(len as usize, &mut text).map_err(context)?;
         return Ok(Heard::Extension(serde_json::from_slice(&text).map_err(|_| err!("Invalid message"))?));
+    }
+    if number == RAM_AHEAD && extensions {
+        return Ok(Heard::RamAhead);
     }
     Ok(Heard::Message(Message::from_number(number).ok_or_else(|| err!("Invalid message"))?))
 }
@@ -92,6 +107,7 @@ fn expect(reader: &mut Reader, expected: Message, mut extension: Option<&mut Opt
                     **slot = Some(value);
                 }
             }
+            Heard::RamAhead => bail!("Unexpected COLO message {RAM_AHEAD:#x}, expected {}", expected.number()),
         }
     }
 }
@@ -107,6 +123,11 @@ impl Sender {
     /// Gathers a word; it goes out with the next flush.
     pub(super) fn say(&mut self, message: Message) {
         self.out.put_u32(message.number());
+    }
+
+    /// Gathers the word that pages come ahead of a checkpoint.
+    pub(super) fn say_ram_ahead(&mut self) {
+        self.out.put_u32(RAM_AHEAD);
     }
 
     /// Gathers an object for a peer that understands it.
@@ -150,10 +171,11 @@ impl Receiver {
         Ok(extension)
     }
 
-    /// Waits for the request of a checkpoint.
-    pub(super) fn expect_request(&mut self) -> Result<()> {
-        match hear(&mut self.reader, false)? {
-            Heard::Message(CheckpointRequest) => Ok(()),
+    /// Waits for what the primary wants.
+    pub(super) fn expect_request(&mut self) -> Result<Request> {
+        match hear(&mut self.reader, true)? {
+            Heard::Message(CheckpointRequest) => Ok(Request::Checkpoint),
+            Heard::RamAhead => Ok(Request::RamAhead),
             Heard::Message(other) => bail!("Got unknown COLO message: {}", other.number()),
             Heard::Extension(_) => bail!("Invalid message"),
         }

@@ -143,9 +143,12 @@ fn tell_exit(core: &Core, mode: ColoMode, reason: ColoExitReason) {
     }
 }
 
+/// What this side can do beyond QEMU's protocol: tell of connections with a checkpoint, and send pages ahead of it.
+const FEATURES: [&str; 2] = ["connections", "ram-ahead"];
+
 /// What a sender says of itself at the end of the stream, so that a receiver of the same make answers; others pass over it.
 pub(crate) fn advertisement(core: &Core) -> Option<Value> {
-    let mut colo = json!({"features": ["connections"]});
+    let mut colo = json!({"features": FEATURES});
     if let Some(connections) = core.env.net.export_connections() {
         colo["connections"] = connections;
     }

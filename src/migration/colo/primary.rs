@@ -5,7 +5,7 @@ use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::outgoing::Sender;
 use crate::status::{Counters, Status};
-use crate::stream::{Command, StreamWriter};
+use crate::stream::{Command, StreamWriter, mark};
 use crate::worker::Worker;
 use lockstep_util::{Result, bail};
 use lockstep_vmstate::Encoder;
@@ -33,7 +33,7 @@ fn is_open(channel: &OwnedFd) -> bool {
 pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
     core.set_status(Status::Colo);
-    let Err(e) = Pair { core, worker, connections: false }.checkpoints().await;
+    let Err(e) = Pair { core, worker, connections: false, ram_ahead: false }.checkpoints().await;
     // Nobody knows yet which side goes on.
     core.env.net.hold_identity(false, None);
     if !core.colo.is_failover_asked() {
@@ -41,11 +41,11 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
         tell_exit(core, ColoMode::Primary, ColoExitReason::Error);
         core.colo.failover_asked().await;
     }
-    failover(core).await;
+    failover(core, worker).await;
     Ok(())
 }
 
-async fn failover(core: &Core) {
+async fn failover(core: &Core, worker: &Worker<Sender>) {
     core.colo.failover.set(Failover::Active);
     core.env.steps.at("primary-failover").await;
     // A guest that the user has stopped, before or during the broken checkpoint, stays so.
@@ -57,6 +57,12 @@ async fn failover(core: &Core) {
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
         core.warn(&e);
     }
+    // The next migration may be asked for as soon as this one is seen to be over; a thread that is gone logs nothing.
+    let stop = |sender: &mut Sender| {
+        sender.ram.stop_logging();
+        Ok(())
+    };
+    let _ = worker.run(stop).await;
     core.stop_clock();
     core.set_status(Status::Completed);
     tell_exit(core, ColoMode::Primary, ColoExitReason::Request);
@@ -76,7 +82,16 @@ struct Pair<'a> {
     worker: &'a Worker<Sender>,
     /// The secondary wants to know of connections.
     connections: bool,
+    /// The secondary takes pages while the guest runs.
+    ram_ahead: bool,
 }
+
+/// Fewer dirty bytes than this wait for the checkpoint.
+const AHEAD_WORTH: u64 = if cfg!(test) { 16 << 12 } else { 1 << 20 };
+/// How often pages are sent ahead of a checkpoint that nobody has asked for yet, at most.
+pub(super) const AHEAD_EVERY: Duration = Duration::from_millis(200);
+/// How many passes are made ahead of a checkpoint that was asked for; each has to be half of the one before.
+const AHEAD_PASSES: u32 = 3;
 
 impl Pair<'_> {
     /// Makes checkpoints until something fails.
@@ -90,12 +105,14 @@ impl Pair<'_> {
             .worker
             .run(|sender| {
                 let answer = sender.expect_with_extension(Message::CheckpointReady)?;
+                sender.accounted = sender.sent_so_far();
                 Ok((answer, sender.channel.duplicate()?, sender.channel.duplicate()?))
             })
             .await?;
         core.env.net.hold_identity(true, Some(Box::new(move || is_open(&probe))));
         let features = answer.as_ref().and_then(|a| a["features"].as_array());
-        self.connections = features.is_some_and(|f| f.iter().any(|f| f == "connections"));
+        let can = |what: &str| features.is_some_and(|f| f.iter().any(|f| f == what));
+        (self.connections, self.ram_ahead) = (can("connections"), can("ram-ahead"));
         // SAFETY: an OwnedFd keeps its descriptor open, the same one, until it is dropped by the AsyncFd.
         let watch = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(std::io::Error::from)?;
         core.env.disks.start_all(ColoMode::Primary).await?;
@@ -105,20 +122,43 @@ impl Pair<'_> {
         loop {
             let cause = self.next_cause(last, &watch).await?;
             last = Instant::now();
+            self.send_ahead().await?;
             self.checkpoint(cause).await?;
         }
     }
 
-    /// Waits until a checkpoint is due; fails when the peer is gone.
+    /// Waits until a checkpoint is due; fails when the peer is gone. Meanwhile pages are sent ahead, so that there are few left then.
     async fn next_cause(&self, last: Instant, watch: &AsyncFd<OwnedFd>) -> Result<CheckpointCause> {
         let delay = Duration::from_millis(self.core.parameters.borrow().number("x-checkpoint-delay"));
-        tokio::select! {
-            biased;
-            () = self.core.colo.failover_asked() => bail!("The secondary was given up"),
-            cause = self.core.colo.trigger.requested() => Ok(cause),
-            e = peer_spoke(watch) => e.map(|n: Infallible| match n {}),
-            () = tokio::time::sleep_until((last + delay).into()) => Ok(CheckpointCause::Timer),
+        let mut ahead = Instant::now() + AHEAD_EVERY;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.core.colo.failover_asked() => bail!("The secondary was given up"),
+                cause = self.core.colo.trigger.requested() => return Ok(cause),
+                e = peer_spoke(watch) => return e.map(|n: Infallible| match n {}),
+                () = tokio::time::sleep_until((last + delay).into()) => return Ok(CheckpointCause::Timer),
+                () = tokio::time::sleep_until(ahead.into()), if self.ram_ahead => {
+                    let began = Instant::now();
+                    self.worker.run(Sender::send_ahead).await?;
+                    // At most half of the time, so that a slow link is not kept busy with pages that change again.
+                    ahead = Instant::now() + AHEAD_EVERY.max(began.elapsed());
+                }
+            }
         }
+    }
+
+    /// Sends most of what is dirty before the guest is stopped.
+    async fn send_ahead(&self) -> Result<()> {
+        let mut before = u64::MAX;
+        for _ in 0..if self.ram_ahead { AHEAD_PASSES } else { 0 } {
+            let sent = self.worker.run(Sender::send_ahead).await?;
+            if sent == 0 || sent > before / 2 {
+                break;
+            }
+            before = sent;
+        }
+        Ok(())
     }
 
     async fn checkpoint(&self, cause: CheckpointCause) -> Result<()> {
@@ -178,17 +218,29 @@ async fn peer_spoke(watch: &AsyncFd<OwnedFd>) -> Result<Infallible> {
     }
 }
 
-/// What a checkpoint was.
+/// What a checkpoint was, with what was sent ahead of it.
 struct Sent {
     bytes: u64,
     pages: u64,
 }
 
 impl Sender {
+    /// Sends what is dirty while the guest runs, if it is worth it. Returns how many bytes were dirty, or 0 if they stay.
+    fn send_ahead(&mut self) -> Result<u64> {
+        self.ram.sync();
+        let dirty = self.ram.dirty_bytes();
+        if dirty < AHEAD_WORTH {
+            return Ok(0);
+        }
+        self.say_ram_ahead();
+        self.send_ram(mark::PART)?;
+        StreamWriter::new(&mut self.out, self.frames).eof();
+        self.flush()?;
+        Ok(dirty)
+    }
+
     /// Sends RAM and devices and waits until the secondary has them. All that fits goes out in one write.
     fn send_checkpoint(&mut self, connections: Option<Value>) -> Result<Sent> {
-        let pages = |c: &Counters| Counters::get(&c.zero_pages) + Counters::get(&c.normal_pages);
-        let before = (Counters::get(&self.counters.transferred), pages(&self.counters));
         // Before RAM, for a device's last word may be a write to RAM.
         let mut devices = Encoder::with_buffer(std::mem::take(&mut self.devices));
         let mut writer = StreamWriter::new(&mut devices, self.frames);
@@ -211,9 +263,14 @@ impl Sender {
         self.out.put_bytes(&self.devices);
         self.flush()?;
         self.expect(Message::VmstateReceived)?;
-        Ok(Sent {
-            bytes: Counters::get(&self.counters.transferred) - before.0,
-            pages: pages(&self.counters) - before.1,
-        })
+        let now = self.sent_so_far();
+        let before = std::mem::replace(&mut self.accounted, now);
+        Ok(Sent { bytes: self.accounted.0 - before.0, pages: self.accounted.1 - before.1 })
+    }
+
+    /// Bytes and pages since the migration began.
+    fn sent_so_far(&self) -> (u64, u64) {
+        let get = Counters::get;
+        (get(&self.counters.transferred), get(&self.counters.zero_pages) + get(&self.counters.normal_pages))
     }
 }

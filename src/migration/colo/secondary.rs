@@ -1,6 +1,7 @@
 //! The secondary's side of a pair.
 
-use super::{Failover, Message, tell_exit};
+use super::message::Request;
+use super::{FEATURES, Failover, Message, tell_exit};
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::incoming::{Arrived, Receiver, announce};
@@ -27,16 +28,22 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Receiver>, arrived: Arrived
         tell_exit(core, ColoMode::Secondary, ColoExitReason::Error);
         core.colo.failover_asked().await;
     }
-    failover(core).await;
+    failover(core, worker).await;
     Ok(())
 }
 
-async fn failover(core: &Core) {
+async fn failover(core: &Core, worker: &Worker<Receiver>) {
     core.colo.failover.set(Failover::Active);
     core.env.steps.at("secondary-failover").await;
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
         core.warn(&e);
     }
+    // A migration may be asked for as soon as this one is seen to be over; a thread that is gone logs nothing.
+    let stop = |receiver: &mut Receiver| {
+        receiver.ram.end_checkpoints();
+        Ok(())
+    };
+    let _ = worker.run(stop).await;
     core.set_incoming_status(Status::Completed);
     tell_exit(core, ColoMode::Secondary, ColoExitReason::Request);
     if let Err(e) = core.env.disks.stop_all(true).await {
@@ -76,7 +83,7 @@ impl Pair<'_> {
         if let Some(connections) = offer.and_then(|o| o.get("connections")) {
             core.env.net.import_connections(connections);
         }
-        let answer = offer.map(|_| json!({"features": ["connections"]}));
+        let answer = offer.map(|_| json!({"features": FEATURES}));
         // What was mirrored while the machine was on its way here is in its state.
         core.env.net.discard_incoming().await;
         core.env.net.notify_checkpoint();
@@ -88,7 +95,7 @@ impl Pair<'_> {
         self.worker.run(ready).await?;
         loop {
             core.env.steps.at("secondary-wait-request").await;
-            self.worker.run(Receiver::expect_request).await?;
+            self.worker.run(Receiver::wait_for_checkpoint).await?;
             self.checkpoint().await?;
         }
     }
@@ -146,15 +153,29 @@ impl Pair<'_> {
 }
 
 impl Receiver {
-    /// Takes a checkpoint in, RAM into the copy, devices into memory, and validates all of it.
-    fn receive_checkpoint(&mut self) -> Result<Checkpoint> {
-        let extension = self.expect(Message::VmstateSend)?;
+    /// Waits until a checkpoint begins; pages that come ahead of it are put by.
+    fn wait_for_checkpoint(&mut self) -> Result<()> {
+        while self.expect_request()? == Request::RamAhead {
+            self.receive_ram()?;
+        }
+        Ok(())
+    }
+
+    /// Takes RAM in, into the copy.
+    fn receive_ram(&mut self) -> Result<()> {
         self.parser.resume();
         self.read_stream()?;
         if !self.staged.prepared.is_empty() {
             self.staged.prepared.clear();
             bail!("Device state among the RAM of a checkpoint");
         }
+        Ok(())
+    }
+
+    /// Takes a checkpoint in, RAM into the copy, devices into memory, and validates all of it.
+    fn receive_checkpoint(&mut self) -> Result<Checkpoint> {
+        let extension = self.expect(Message::VmstateSend)?;
+        self.receive_ram()?;
         self.expect(Message::VmstateSize)?;
         let size = u64::from_be_bytes(self.reader.take_array()?);
         if size > MAX_DEVICES {

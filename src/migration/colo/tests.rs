@@ -193,6 +193,42 @@ fn checkpoints_make_the_secondary_what_the_primary_was() {
 }
 
 #[test]
+fn pages_that_were_sent_ahead_and_written_again_are_sent_again() {
+    in_context(async {
+        // The guest works on, after pages were sent ahead and before it is stopped.
+        let hook = AtStep::new("primary-request", 2);
+        let pair = TestPair::new(Steps::new(hook.clone()), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        let (ram, device) = (pair.primary.ram.clone(), pair.primary.device.clone());
+        *hook.action.borrow_mut() = Some(Box::new(move || {
+            FakeMachine::work_on(&ram, &device, 4);
+        }));
+        pair.primary.stray(9);
+        pair.epoch(3);
+        let count = |m: &FakeMachine| m.migration.checkpoint_statistics().count;
+        until("it is made", || count(&pair.primary) == 2 && count(&pair.secondary) == 2).await;
+        assert_eq!(pair.secondary.whole_epoch(), Ok(4));
+        assert_eq!(pair.primary.contents(), pair.secondary.contents());
+    });
+}
+
+#[test]
+fn pages_ahead_of_a_checkpoint_do_not_show() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.primary.work(3);
+        pair.primary.stray(3);
+        tokio::time::sleep(2 * super::primary::AHEAD_EVERY).await;
+        assert_eq!(pair.secondary.whole_epoch(), Ok(2));
+        pair.secondary_survives("pages ahead").await;
+        assert_eq!(pair.secondary.whole_epoch(), Ok(2));
+    });
+}
+
+#[test]
 fn the_delay_makes_checkpoints_and_setting_it_makes_one_at_once() {
     in_context(async {
         let pair = TestPair::new(Steps::default(), Steps::default());

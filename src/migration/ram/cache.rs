@@ -9,6 +9,7 @@ use lockstep_util::{Result, err};
 pub struct RamCache {
     list: RamList,
     blocks: Vec<CachedBlock>,
+    logging: bool,
 }
 
 struct CachedBlock {
@@ -40,7 +41,7 @@ impl RamCache {
             let received = vec![0; (len / PAGE).div_ceil(64)];
             blocks.push(CachedBlock { copy: vec![0; len], received, ram });
         }
-        Ok(Self { list: list.clone(), blocks })
+        Ok(Self { list: list.clone(), blocks, logging: false })
     }
 
     /// Names and lengths of the blocks.
@@ -65,10 +66,19 @@ impl RamCache {
     ///
     /// # Errors
     /// When the host cannot track writes.
-    pub fn start_logging(&self) -> Result<()> {
+    pub fn start_logging(&mut self) -> Result<()> {
+        self.logging = true;
         self.list.set_logging(DirtyClient::Migration, true)?;
         self.forget_writes();
         Ok(())
+    }
+
+    /// Ends the logging of the guest's writes, before anybody else may want it.
+    pub fn stop_logging(&mut self) {
+        if std::mem::take(&mut self.logging) {
+            // Nothing can be done about an accelerator that does not stop logging.
+            let _ = self.list.set_logging(DirtyClient::Migration, false);
+        }
     }
 
     /// Makes the guest's RAM what the copy is: every page that came or that the guest wrote is copied. The guest stands still.
@@ -120,7 +130,6 @@ impl CachedBlock {
 
 impl Drop for RamCache {
     fn drop(&mut self) {
-        // Nothing can be done about an accelerator that does not stop logging.
-        let _ = self.list.set_logging(DirtyClient::Migration, false);
+        self.stop_logging();
     }
 }

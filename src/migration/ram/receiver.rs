@@ -50,6 +50,13 @@ impl RamReceiver {
         Ok(())
     }
 
+    /// Stops watching the guest's writes, before anybody else may want to.
+    pub fn end_checkpoints(&mut self) {
+        if let Some(cache) = &mut self.cache {
+            cache.stop_logging();
+        }
+    }
+
     /// Makes the guest's RAM what the copy is. Returns the number of pages copied.
     ///
     /// # Errors

@@ -19,8 +19,11 @@ pub struct RamSender {
     cursor: (usize, usize),
 }
 
-/// Ends the logging with the sender.
-struct RamListHandle(RamList);
+/// Ends the logging with the sender, at the latest.
+struct RamListHandle {
+    list: RamList,
+    logging: bool,
+}
 
 impl std::fmt::Debug for RamListHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -28,10 +31,18 @@ impl std::fmt::Debug for RamListHandle {
     }
 }
 
+impl RamListHandle {
+    fn stop_logging(&mut self) {
+        if std::mem::take(&mut self.logging) {
+            // Nothing can be done about an accelerator that does not stop logging.
+            let _ = self.list.set_logging(DirtyClient::Migration, false);
+        }
+    }
+}
+
 impl Drop for RamListHandle {
     fn drop(&mut self) {
-        // Nothing can be done about an accelerator that does not stop logging.
-        let _ = self.0.set_logging(DirtyClient::Migration, false);
+        self.stop_logging();
     }
 }
 
@@ -45,7 +56,7 @@ impl RamSender {
         blocks.iter().for_each(|b| b.dirty(DirtyClient::Migration).clear());
         list.set_logging(DirtyClient::Migration, true)?;
         let mut sender = Self {
-            list: RamListHandle(list.clone()),
+            list: RamListHandle { list: list.clone(), logging: true },
             table: BlockTable::of(&blocks),
             dirty: blocks.iter().map(|b| full(b.size() / PAGE as u64)).collect(),
             dirty_pages: 0,
@@ -55,6 +66,11 @@ impl RamSender {
         };
         sender.dirty_pages = sender.table.total() / PAGE as u64;
         Ok(sender)
+    }
+
+    /// Ends the logging of the guest's writes, before anybody else may want it.
+    pub fn stop_logging(&mut self) {
+        self.list.stop_logging();
     }
 
     /// Names and lengths of the blocks.
@@ -70,7 +86,7 @@ impl RamSender {
 
     /// Reads the log of the guest's writes. Returns how many pages were not known to be dirty.
     pub fn sync(&mut self) -> u64 {
-        self.list.0.sync_dirty();
+        self.list.list.sync_dirty();
         let mut fresh = 0;
         for (block, dirty) in self.blocks.iter().zip(&mut self.dirty) {
             let log = block.dirty(DirtyClient::Migration);
