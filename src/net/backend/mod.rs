@@ -4,7 +4,7 @@ pub(crate) mod dgram;
 pub(crate) mod stream;
 pub(crate) mod tap;
 mod tap_helper;
-mod tap_sys;
+pub(crate) mod tap_sys;
 
 use std::any::Any;
 

@@ -7,14 +7,14 @@ use crate::packet::flags::{ACK, SYN};
 use crate::packet::testing::{seg, tcp_of, udp};
 use crate::packet::{Frame, TcpView};
 
-struct Pair {
-    p: Machine,
-    s: Machine,
-    checkpoints: Arc<AtomicUsize>,
+pub(super) struct Pair {
+    pub p: Machine,
+    pub s: Machine,
+    pub checkpoints: Arc<AtomicUsize>,
 }
 
 impl Pair {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let p = Machine::new().await;
         let s = Machine::new().await;
         p.chardev("socket,id=mirror0,host=127.0.0.1,port=0,server=on,wait=off").await;
@@ -44,7 +44,8 @@ impl Pair {
         s.net.set_colo_secondary(true);
         let checkpoints = Arc::new(AtomicUsize::new(0));
         let count = checkpoints.clone();
-        p.net.set_checkpoint_notifier(Some(Arc::new(move |_| {
+        p.net.set_checkpoint_notifier(Some(Arc::new(move |divergence| {
+            eprintln!("a checkpoint is asked for: {divergence:?}");
             count.fetch_add(1, Ordering::SeqCst);
         })));
         for id in ["mirror0", "compare1", "compare0", "compare_out"] {

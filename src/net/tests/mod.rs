@@ -2,6 +2,7 @@
 
 mod colo;
 mod filters;
+mod stacks;
 mod tap;
 
 use std::net::UdpSocket;

@@ -1,0 +1,397 @@
+//! Two real TCP stacks in the place of the guests, a third as the client: whatever they do with the same services, no
+//! checkpoint is asked for. Needs root; says so and passes without.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+
+use super::colo::Pair;
+use super::*;
+use crate::backend::tap_sys;
+
+const MAC_CLIENT: &str = "52:54:00:00:00:01";
+const MAC_GUEST: &str = "52:54:00:12:34:56";
+const PORT: u16 = 8080;
+/// VLAN 5, where a test wants one.
+const TAG: [u8; 4] = [0x81, 0x00, 0x00, 0x05];
+
+/// How the client's cable treats packets, in percent.
+#[derive(Clone, Copy, Default)]
+struct Cable {
+    loss: u32,
+    reorder: u32,
+    duplicate: u32,
+    vlan: bool,
+}
+
+fn ip(args: &str) -> bool {
+    Command::new("ip").args(args.split(' ')).status().is_ok_and(|status| status.success())
+}
+
+/// Runs `work` on a thread in a network of its own, with a tap device `t0` set up; gives the device.
+fn host<T: Send + 'static>(
+    number: u8,
+    mac: &'static str,
+    peer: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<(OwnedFd, thread::JoinHandle<T>)> {
+    let (tx, rx) = mpsc::channel();
+    let other = 3 - number;
+    let thread = thread::spawn(move || {
+        // SAFETY: unshare takes a number and concerns this thread only.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            drop(tx);
+            panic!("no namespace");
+        }
+        let tap = tap_sys::open("t0", false).expect("a tap device");
+        let set_up = ip("link set lo up")
+            && ip(&format!("link set t0 address {mac}"))
+            && ip(&format!("addr add 10.0.0.{number}/24 dev t0"))
+            && ip(&format!("-6 addr add fd00::{number}/64 dev t0 nodad"))
+            && ip("link set t0 up")
+            && ip(&format!("neigh add 10.0.0.{other} lladdr {peer} dev t0"))
+            && ip(&format!("-6 neigh add fd00::{other} lladdr {peer} dev t0"));
+        assert!(set_up, "ip(8) fails");
+        tx.send(tap.fd).unwrap();
+        work()
+    });
+    rx.recv().ok().map(|fd| (fd, thread))
+}
+
+/// The service: `U` and a length takes an upload and answers with its sum, `D` and a length gives a download, `E` echoes.
+fn serve() {
+    for address in ["0.0.0.0", "::"] {
+        let socket: SocketAddr = SocketAddr::new(address.parse().unwrap(), PORT);
+        let listener = socket2::Socket::new(socket2::Domain::for_address(socket), socket2::Type::STREAM, None).unwrap();
+        listener.set_reuse_address(true).unwrap();
+        if socket.is_ipv6() {
+            listener.set_only_v6(true).unwrap();
+        }
+        listener.bind(&socket.into()).unwrap();
+        listener.listen(128).unwrap();
+        let listener: TcpListener = listener.into();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                thread::spawn(move || drop(answer(stream)));
+            }
+        });
+    }
+    let udp = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+    thread::spawn(move || {
+        let mut buf = [0; 10_000];
+        while let Ok((n, from)) = udp.recv_from(&mut buf) {
+            let _ = udp.send_to(&buf[..n], from);
+        }
+    });
+}
+
+fn pattern(from: u64, buf: &mut [u8]) {
+    for (i, byte) in buf.iter_mut().enumerate() {
+        let at = from + i as u64;
+        *byte = (at ^ (at >> 8) ^ (at >> 16).wrapping_mul(31)) as u8;
+    }
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head)?;
+    let length = u64::from_be_bytes(head[1..].try_into().unwrap());
+    let mut buf = vec![0; 65536];
+    match head[0] {
+        b'U' => {
+            let (mut left, mut sum) = (length, 0u64);
+            while left > 0 {
+                let n = stream.read(&mut buf[..left.min(65536) as usize])?;
+                if n == 0 {
+                    return Ok(());
+                }
+                sum = buf[..n].iter().fold(sum, |s, &b| s.wrapping_mul(31).wrapping_add(b.into()));
+                left -= n as u64;
+            }
+            stream.write_all(&sum.to_be_bytes())
+        }
+        b'D' => {
+            let mut done = 0;
+            while done < length {
+                let n = (length - done).min(buf.len() as u64) as usize;
+                pattern(done, &mut buf[..n]);
+                stream.write_all(&buf[..n])?;
+                done += n as u64;
+            }
+            Ok(())
+        }
+        _ => loop {
+            match stream.read(&mut buf)? {
+                0 => return Ok(()),
+                n => stream.write_all(&buf[..n])?,
+            }
+        },
+    }
+}
+
+fn connect(v6: bool) -> TcpStream {
+    let host = if v6 { "fd00::2" } else { "10.0.0.2" };
+    let address = SocketAddr::new(host.parse().unwrap(), PORT);
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(15)).expect("no connection");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+fn ask(stream: &mut TcpStream, what: u8, length: u64) {
+    let mut head = vec![what];
+    head.extend(length.to_be_bytes());
+    stream.write_all(&head).unwrap();
+}
+
+fn upload(v6: bool, length: u64) {
+    let mut stream = connect(v6);
+    ask(&mut stream, b'U', length);
+    let mut data = vec![0; length as usize];
+    pattern(7, &mut data);
+    stream.write_all(&data).unwrap();
+    let mut got = [0; 8];
+    stream.read_exact(&mut got).expect("no answer to an upload");
+    let sum = data.iter().fold(0u64, |s, &b| s.wrapping_mul(31).wrapping_add(b.into()));
+    assert_eq!(u64::from_be_bytes(got), sum);
+}
+
+fn download(v6: bool, length: u64) {
+    let mut stream = connect(v6);
+    ask(&mut stream, b'D', length);
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).expect("a broken download");
+    let mut want = vec![0; length as usize];
+    pattern(0, &mut want);
+    assert!(got == want, "a wrong byte in {} of {length}", got.len());
+}
+
+fn echo(v6: bool, times: u8) {
+    let mut stream = connect(v6);
+    ask(&mut stream, b'E', 0);
+    for i in 0..times {
+        let text = vec![i; 1 + 40 * usize::from(i)];
+        stream.write_all(&text).unwrap();
+        let mut got = vec![0; text.len()];
+        stream.read_exact(&mut got).expect("no echo");
+        assert_eq!(got, text);
+    }
+}
+
+/// A card whose guest is a namespace.
+struct StackCard {
+    tap: OwnedFd,
+    vlan: bool,
+}
+
+impl NicReceiver for StackCard {
+    fn can_receive(&self) -> bool {
+        true
+    }
+    fn receive(&self, frame: &[u8]) -> bool {
+        let frame = if self.vlan { untag(frame) } else { frame.to_vec() };
+        let _ = rustix::io::write(&self.tap, &frame);
+        true
+    }
+    fn set_link(&self, _: bool) {}
+}
+
+fn tag(frame: &[u8]) -> Vec<u8> {
+    [&frame[..12], &TAG, &frame[12..]].concat()
+}
+
+fn untag(frame: &[u8]) -> Vec<u8> {
+    assert!(frame.len() < 16 || frame[12..16] == TAG);
+    [&frame[..12], &frame[16..]].concat()
+}
+
+/// Connects a machine's card to a guest's tap device.
+fn plug(machine: &Machine, tap: OwnedFd, vlan: bool) -> Arc<StackCard> {
+    let input = tap.try_clone().unwrap();
+    let card = Arc::new(StackCard { tap, vlan });
+    machine.peer.connect(Arc::downgrade(&(card.clone() as Arc<dyn NicReceiver>)) as _);
+    let peer = machine.peer.clone();
+    // As a vCPU does: from a thread of its own.
+    thread::spawn(move || {
+        each_frame(input, |frame| {
+            let frame = if vlan { tag(frame) } else { frame.to_vec() };
+            peer.send(frame);
+        });
+    });
+    card
+}
+
+fn each_frame(tap: OwnedFd, mut take: impl FnMut(&[u8])) {
+    rustix::io::ioctl_fionbio(&tap, false).unwrap();
+    let mut buf = [0; 2000];
+    while let Ok(n) = rustix::io::read(&tap, &mut buf) {
+        take(&buf[..n]);
+    }
+}
+
+struct Rng(u64);
+
+impl Rng {
+    fn percent(&mut self, n: u32) -> bool {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % 100 < n.into()
+    }
+}
+
+/// Moves packets over the client's cable: what the cable does with them is drawn by a seeded generator.
+fn carry(mut rng: Rng, cable: Cable, send: impl Fn(&[u8])) -> impl FnMut(&[u8]) {
+    let mut late: Option<Vec<u8>> = None;
+    move |frame| {
+        if rng.percent(cable.loss) {
+            return;
+        }
+        if late.is_none() && rng.percent(cable.reorder) {
+            late = Some(frame.to_vec());
+            return;
+        }
+        send(frame);
+        if rng.percent(cable.duplicate) {
+            send(frame);
+        }
+        if let Some(frame) = late.take() {
+            send(&frame);
+        }
+    }
+}
+
+/// Runs `client` against a pair of stacks; the statistics of the comparison are the result.
+fn with_pair(cable: Cable, client: impl FnOnce() + Send + 'static) -> Option<crate::compare::CompareStats> {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root
+        || !std::path::Path::new("/dev/net/tun").exists()
+        || !Command::new("ip").arg("-V").output().is_ok_and(|o| o.status.success())
+    {
+        eprintln!("skipped: needs root, /dev/net/tun and ip(8)");
+        return None;
+    }
+    let (go, wait) = mpsc::channel::<()>();
+    let (client_tap, client) = host(1, MAC_CLIENT, MAC_GUEST, move || {
+        wait.recv().unwrap();
+        client();
+    })?;
+    let guests = [(); 2].map(|()| {
+        host(2, MAC_GUEST, MAC_CLIENT, || {
+            serve();
+            thread::sleep(Duration::from_millis(1));
+        })
+        .expect("a guest")
+    });
+    let mut stats = None;
+    let context = Context::new("test").unwrap();
+    context.run(async {
+        let pair = Pair::new().await;
+        let mut cards = Vec::new();
+        for (machine, (tap, ready)) in [&pair.p, &pair.s].into_iter().zip(guests) {
+            ready.join().unwrap();
+            cards.push(plug(machine, tap, cable.vlan));
+        }
+        // The cable between the client and the primary's backend.
+        let (out, back) = (pair.p.wire.try_clone().unwrap(), pair.p.wire.try_clone().unwrap());
+        back.set_read_timeout(None).unwrap();
+        let (from_client, to_client) = (client_tap.try_clone().unwrap(), client_tap);
+        thread::spawn(move || {
+            let send = |frame: &[u8]| drop(out.send(&if cable.vlan { tag(frame) } else { frame.to_vec() }));
+            let mut carry = carry(Rng(1), cable, send);
+            each_frame(from_client, |frame| carry(frame));
+        });
+        thread::spawn(move || {
+            let write = |frame: &[u8]| {
+                let frame = if cable.vlan { untag(frame) } else { frame.to_vec() };
+                let _ = rustix::io::write(to_client.as_fd(), &frame);
+            };
+            let mut carry = carry(Rng(2), cable, write);
+            let mut buf = [0; 2000];
+            while let Ok(n) = back.recv(&mut buf) {
+                carry(&buf[..n]);
+            }
+        });
+        go.send(()).unwrap();
+        let done = tokio::task::spawn_blocking(move || client.join());
+        let result = tokio::time::timeout(Duration::from_secs(60), done).await;
+        let all = pair.p.net.compare_stats().await;
+        assert!(matches!(result, Ok(Ok(Ok(())))), "the client failed: {:#?}", all["comp0"]);
+        assert_eq!(pair.checkpoints.load(Ordering::SeqCst), 0, "{:#?}", all["comp0"]);
+        stats = Some(all["comp0"].clone());
+        // The threads of guests and cable end with the process.
+        std::mem::forget((pair, cards));
+    });
+    stats
+}
+
+#[test]
+fn connections_uploads_and_downloads_over_ipv4() {
+    with_pair(Cable::default(), || {
+        for _ in 0..30 {
+            echo(false, 5);
+        }
+        upload(false, 3_000_000);
+        download(false, 3_000_000);
+    });
+}
+
+#[test]
+fn connections_uploads_and_downloads_over_ipv6_in_a_vlan() {
+    with_pair(Cable { vlan: true, ..Cable::default() }, || {
+        for _ in 0..10 {
+            echo(true, 5);
+        }
+        upload(true, 1_000_000);
+        download(true, 1_000_000);
+    });
+}
+
+#[test]
+fn a_cable_that_loses_reorders_and_repeats() {
+    with_pair(Cable { loss: 2, reorder: 3, duplicate: 2, vlan: false }, || {
+        for _ in 0..5 {
+            echo(false, 5);
+        }
+        upload(false, 500_000);
+        download(false, 500_000);
+    });
+}
+
+#[test]
+fn many_connections_at_once() {
+    with_pair(Cable::default(), || {
+        let workers: Vec<_> = (0..8)
+            .map(|i| {
+                thread::spawn(move || {
+                    for _ in 0..5 {
+                        echo(false, 3);
+                        if i % 2 == 0 { upload(false, 100_000) } else { download(false, 100_000) }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().for_each(|w| w.join().unwrap());
+    });
+}
+
+#[test]
+fn fragmented_datagrams_are_compared() {
+    let stats = with_pair(Cable::default(), || {
+        let socket = UdpSocket::bind(("10.0.0.1", 4000)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        socket.connect(("10.0.0.2", PORT)).unwrap();
+        for i in 1..20u8 {
+            let text = vec![i; 250 * usize::from(i)];
+            socket.send(&text).unwrap();
+            let mut buf = [0; 10_000];
+            let n = socket.recv(&mut buf).expect("no answer");
+            assert_eq!(buf[..n], text);
+        }
+    });
+    if let Some(stats) = stats {
+        assert!(stats.released > 19);
+    }
+}
