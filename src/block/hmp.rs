@@ -7,7 +7,7 @@ use crate::graph::Graph;
 use crate::node::BlockOp;
 use crate::qemu_io::{self, Session};
 use crate::text::image_text;
-use lockstep_util::{Result, bail};
+use lockstep_util::{Error, Result, bail};
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -97,10 +97,27 @@ fn device_text(info: Option<&Value>, inserted: Option<&Value>, verbose: bool) ->
     out
 }
 
-/// `qemu-io`: runs a command on a device (by id) or node. What it prints is returned for the standard output; an error
-/// is for the monitor.
-pub async fn run_qemu_io(graph: &Graph, device: &str, command: &str) -> Result<String> {
-    let backend = match graph.find_backend(device) {
+/// What a `qemu-io` command came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QemuIoOutput {
+    /// For the standard output.
+    pub printed: String,
+    /// For the monitor: why the command could not use the disk.
+    pub refused: Option<String>,
+}
+
+/// `qemu-io`: runs a command on a drive (by id) or node, or with `by_guest_device` on that of a guest's device.
+pub async fn run_qemu_io(graph: &Graph, device: &str, by_guest_device: bool, command: &str) -> Result<QemuIoOutput> {
+    let found = if by_guest_device {
+        let is_it = |b: &Backend| b.device().as_deref() == Some(device) || b.guest().is_some_and(|g| g.path == device);
+        match graph.backends().into_iter().find(|b| is_it(b)) {
+            Some(backend) => Some(backend),
+            None => return Err(Error::device_not_found(device)),
+        }
+    } else {
+        graph.find_backend(device)
+    };
+    let backend = match found {
         Some(backend) => backend,
         None => {
             let Some(node) = graph.find_node(device) else {
@@ -115,7 +132,10 @@ pub async fn run_qemu_io(graph: &Graph, device: &str, command: &str) -> Result<S
     let mut session = Session::new(graph, Some(backend.clone()));
     qemu_io::execute(&mut session, command).await;
     qemu_io::finish(&mut session).await;
-    let output = session.take_output();
+    let output = QemuIoOutput {
+        printed: session.take_output(),
+        refused: session.refused.take().map(|e| e.message().to_owned()),
+    };
     drop(session);
     if backend.perms() != before {
         // What the command needed beyond the device's own is given back.

@@ -259,27 +259,33 @@ async fn open_one(
         file.set("driver", file_def.name);
         options.put_group("file", &file);
     }
-    if def.is_none() {
-        let Some(spec) = options.take_child("file")? else { bail!("Must specify either driver or file") };
-        let file = match spec {
-            ChildSpec::Reference(name) => graph.lookup(&name)?,
-            ChildSpec::Inline(file_options) => {
+    // The file is opened first in any case; the format then takes it by its name.
+    let mut file = None;
+    if options.contains_group("file") {
+        file = match options.take_child("file")? {
+            Some(ChildSpec::Reference(name)) => Some(graph.lookup(&name)?),
+            Some(ChildSpec::Inline(file_options)) => {
                 let file_flags = inherited_flags(flags, ChildRole::IMAGE, true);
-                Box::pin(open_inner(graph, None, file_options, file_flags, true)).await?
+                Some(Box::pin(open_inner(graph, None, file_options, file_flags, true)).await?)
             }
+            None => None,
         };
-        let found = probe(&file).await?;
-        flags.probed = true;
+    }
+    if let Some(file) = &file {
         options.set("file", file.name());
-        // The file has no user until the format takes it by its name; `file` keeps it.
-        let node = build(graph, found, node_name, options, flags).await;
-        drop(file);
-        return node;
     }
-    match def {
-        Some(def) => build(graph, def, node_name, options, flags).await,
-        None => bail!("Must specify either driver or file"),
-    }
+    let def = match (def, &file) {
+        (Some(def), _) => def,
+        (None, Some(file)) => {
+            flags.probed = true;
+            probe(file).await?
+        }
+        (None, None) => bail!("Must specify either driver or file"),
+    };
+    let opened = build(graph, def, node_name, options, flags).await;
+    // Until the format had it, nobody but this function did.
+    drop(file);
+    opened
 }
 
 /// Makes the node; its backing file is for later.

@@ -204,7 +204,7 @@ fn nodes_without_users_are_closed_and_their_names_free_again() {
             options(&[("driver", "raw"), ("node-name", "top"), ("file.driver", "null-co"), ("file.node-name", "low")]);
         graph.blockdev_add(o.clone()).await.unwrap();
         assert_eq!(graph.nodes().len(), 2);
-        assert_eq!(graph.blockdev_add(o.clone()).await.unwrap_err().message(), "Duplicate nodes with node-name='top'");
+        assert_eq!(graph.blockdev_add(o.clone()).await.unwrap_err().message(), "Duplicate nodes with node-name='low'");
         assert_eq!(graph.nodes().len(), 2);
         graph.blockdev_del("top").await.unwrap();
         assert_eq!(graph.nodes().len(), 0);

@@ -121,6 +121,9 @@ fn device(parsed: &Parsed, name: &str) -> String {
 
 fn show(session: &mut Session) {
     print!("{}", session.take_output());
+    if let Some(e) = session.refused.take() {
+        eprintln!("qemu-io: {}", e.message());
+    }
     // A reader that has gone is noticed at the next print, if at all.
     let _ = std::io::stdout().flush();
 }

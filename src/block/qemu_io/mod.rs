@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::child::Perm;
 use crate::driver::LocalBoxFuture;
 use crate::graph::Graph;
+use lockstep_util::Error;
 use std::fmt::Write;
 use std::rc::Rc;
 
@@ -20,6 +21,8 @@ pub struct Session {
     pub backend: Option<Rc<Backend>>,
     /// Text printed so far.
     pub out: String,
+    /// Why the last command was not let at the disk at all, if so.
+    pub refused: Option<Error>,
     /// Requests of `aio_read` and `aio_write` still under way.
     pending: Vec<tokio::task::JoinHandle<(String, bool)>>,
 }
@@ -27,7 +30,7 @@ pub struct Session {
 impl Session {
     /// A session on a disk.
     pub fn new(graph: &Graph, backend: Option<Rc<Backend>>) -> Self {
-        Self { graph: graph.clone(), backend, out: String::new(), pending: Vec::new() }
+        Self { graph: graph.clone(), backend, out: String::new(), refused: None, pending: Vec::new() }
     }
 
     /// Takes what was printed.
@@ -225,8 +228,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     COMMANDS.iter().map(|c| c.name)
 }
 
-/// Runs one line; says whether it succeeded. What it prints is in the session's output. An empty line does nothing.
+/// Runs one line; says whether it succeeded. What it prints is in the session's output; why it was refused, if it was, in
+/// `refused`. An empty line does nothing.
 pub async fn execute(session: &mut Session, line: &str) -> bool {
+    session.refused = None;
     let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let Some((name, args)) = words.split_first() else { return true };
     let Some(command) = find(name) else {
@@ -255,7 +260,7 @@ pub async fn execute(session: &mut Session, line: &str) -> bool {
         if !perm.contains(command.perm)
             && let Err(e) = backend.set_perms(perm | command.perm, shared)
         {
-            session.say(e.message());
+            session.refused = Some(e);
             return false;
         }
     }

@@ -45,8 +45,8 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
     },
     HmpCommand {
         names: "qemu-io",
-        params: &[Device("device"), Word("command")],
-        usage: "[device] \"[command]\"",
+        params: &[Flag('d'), Device("device"), Word("command")],
+        usage: "[-d] [device] \"[command]\"",
         help: "run a qemu-io command on a block device",
         run: qemu_io,
     },
@@ -111,10 +111,15 @@ fn block_resize<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> Loc
 }
 
 /// What the command prints goes to the program's standard output, as people and scripts expect of it.
-fn qemu_io<'a>(vm: &'a Rc<Vm>, args: &'a Args, _out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+fn qemu_io<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {
-        let printed = hmp::run_qemu_io(&vm.graph, args.word("device"), args.word("command")).await.map_err(prefixed)?;
-        print!("{printed}");
+        let (device, command) = (args.word("device"), args.word("command"));
+        let output = hmp::run_qemu_io(&vm.graph, device, args.flag('d'), command).await.map_err(prefixed)?;
+        if let Some(text) = output.refused {
+            out.push_str(&text);
+            out.push('\n');
+        }
+        print!("{}", output.printed);
         // A reader that has gone is no error of the command.
         let _ = std::io::Write::flush(&mut std::io::stdout());
         Ok(())
