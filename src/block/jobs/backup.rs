@@ -205,7 +205,10 @@ impl JobDriver for Backup {
                     at = 0;
                     continue;
                 };
-                match copy.copy(offset, len).await {
+                self.edge.in_flight.set(1);
+                let copied = copy.copy(offset, len).await;
+                self.edge.in_flight.set(0);
+                match copied {
                     Ok(n) => {
                         job.advance(n);
                         job.set_remaining(copy.remaining());
