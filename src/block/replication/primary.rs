@@ -19,8 +19,8 @@ use crate::node::Node;
 
 /// Most KiB on their way.
 const MAX_KIB: u32 = 8 << 10;
-/// How long closing waits for what is on its way.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long closing waits for what is on its way. Whoever closes has ended the lock-step, so that nobody needs it.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// What is sent.
 pub(super) enum Request {
@@ -141,7 +141,10 @@ impl Outgoing {
         if !self.refuses()
             && let Err(e) = request.send(&to).await
         {
-            tracing::warn!("replication to the secondary failed: {e}");
+            // All that are under way fail together; one is news.
+            if !self.has_failed() {
+                tracing::warn!("replication to the secondary failed: {e}");
+            }
             self.error.borrow_mut().get_or_insert(e);
         }
         drop(to);
