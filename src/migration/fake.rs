@@ -133,6 +133,8 @@ pub(crate) struct FakeWorld {
     /// The epoch whose output the primary has released.
     pub(crate) released: Cell<u64>,
     pub(crate) write_error: Cell<bool>,
+    /// The epoch of the primary's guest when it was last stopped for a checkpoint.
+    pub(crate) primary_epoch: Cell<u64>,
 }
 
 pub(crate) struct FakeDisks {
@@ -152,9 +154,10 @@ impl DiskReplication for FakeDisks {
         Box::pin(async { Ok(()) })
     }
     fn checkpoint_all(&self) -> LocalFuture<'_, Result<()>> {
+        // The primary's disk is that of the epoch that is being taken over; a secondary learns its number from the device.
         Box::pin(async {
             tokio::task::yield_now().await;
-            self.epoch.set(*self.device.epoch.lock());
+            self.epoch.set(self.world.primary_epoch.get());
             Ok(())
         })
     }
@@ -191,7 +194,9 @@ impl NetCheckpoint for FakeNet {
         self.world.released.set(*self.device.epoch.lock());
         Box::pin(async {})
     }
-    fn remirror_undelivered(&self) {}
+    fn remirror_undelivered(&self) {
+        self.world.primary_epoch.set(*self.device.epoch.lock());
+    }
     fn notify_checkpoint(&self) {}
     fn notify_failover(&self) {
         self.vm.note("filters failover");

@@ -68,6 +68,7 @@ pub(crate) async fn run(core: Rc<Core>, end: Incoming, yank: Yank) {
     let result = receive(&core, end).await;
     core.yank.unregister();
     drop(yank);
+    core.incoming.borrow_mut().address = None;
     let Err(e) = result else { return };
     {
         let mut incoming = core.incoming.borrow_mut();

@@ -125,12 +125,14 @@ impl Pair<'_> {
 
         // A failover that is asked for from here on waits until the checkpoint is applied.
         core.env.steps.at("secondary-received").await;
-        let pages = self.worker.run(|r| r.ram.apply_checkpoint()).await?;
+        // RAM on its thread, the disks meanwhile; devices when they can see both.
+        let (pages, disks_done) = tokio::join!(self.worker.run(|r| r.ram.apply_checkpoint()), disks.checkpoint_all());
+        let pages = pages?;
+        disks_done?;
         core.env.steps.at("secondary-ram-applied").await;
+        disks.gate_peer_writes(false);
         checkpoint.devices.into_iter().for_each(Prepared::commit);
         core.env.steps.at("secondary-devices-applied").await;
-        disks.checkpoint_all().await?;
-        disks.gate_peer_writes(false);
         if let Some(connections) = checkpoint.extension.as_ref().and_then(|e| e.get("connections")) {
             net.import_connections(connections);
         }
