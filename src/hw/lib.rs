@@ -19,6 +19,7 @@ pub mod pc;
 pub mod pci;
 pub mod rtc;
 pub mod timer;
+pub mod usb;
 
 #[cfg(test)]
 mod testing;

@@ -20,8 +20,14 @@ use crate::{
 pub use pc::Pc;
 
 /// Types of devices that this program has.
-static DEVICE_TYPES: &[&[&DeviceType]] =
-    &[lockstep_hw::pc::BOARD_TYPES, lockstep_hw::ide::TYPES, lockstep_hw::char::TYPES, lockstep_hw::net::TYPES];
+static DEVICE_TYPES: &[&[&DeviceType]] = &[
+    lockstep_hw::pc::BOARD_TYPES,
+    lockstep_hw::ide::TYPES,
+    lockstep_hw::char::TYPES,
+    lockstep_hw::net::TYPES,
+    lockstep_hw::display::TYPES,
+    lockstep_hw::usb::TYPES,
+];
 
 /// All types of devices.
 pub fn device_types() -> TypeTable {

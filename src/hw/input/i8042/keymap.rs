@@ -65,7 +65,7 @@ const SET_2: [u8; 128] = [
 ];
 
 /// The bytes that a key sends in scan code set 1 or 2; none for a key that PC keyboards do not have.
-pub(super) fn scan_codes(key: Key, down: bool, set: u8) -> Vec<u8> {
+pub(crate) fn scan_codes(key: Key, down: bool, set: u8) -> Vec<u8> {
     if key.0 == PAUSE {
         return match (down, set) {
             (false, _) => vec![],

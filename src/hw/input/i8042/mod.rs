@@ -15,6 +15,7 @@ use std::sync::Arc;
 use lockstep_vmstate::{LoadError, Snapshot};
 use parking_lot::Mutex;
 
+pub(crate) use keymap::scan_codes;
 pub use vmstate::{ControllerState, KeyboardState, MouseState};
 
 use self::{keyboard::Keyboard, mouse::Mouse, regs::Controller};
