@@ -11,6 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::link::Link;
+use crate::memory::Pipe;
 use crate::poll::register;
 use crate::shared::Shared;
 use crate::telnet::Telnet;
@@ -191,6 +192,8 @@ struct Port {
 enum Input {
     /// A descriptor that can be waited on.
     Polled(AsyncFd<OwnedFd>),
+    /// The other end is in this process.
+    Memory(Arc<Pipe>),
     /// A regular file: always readable.
     Always,
     /// Nothing ever comes.
@@ -237,6 +240,11 @@ impl CharStream {
                     self.port = None;
                     return StreamEvent::Closed;
                 }
+                // The same connection, by another way: nothing has been said on it yet.
+                (Some(port), Some((_, link))) if !Arc::ptr_eq(&port.link, link) => {
+                    let (generation, link) = (port.generation, link.clone());
+                    self.port = Some(Port { generation, input: Input::new(&link), link });
+                }
                 (None, Some((generation, link))) => {
                     self.telnet = self.shared.is_telnet().then(Telnet::default);
                     self.port = Some(Port { generation: *generation, link: link.clone(), input: Input::new(link) });
@@ -257,6 +265,17 @@ impl CharStream {
                         self.close();
                     }
                 },
+                Some(Input::Memory(pipe)) => {
+                    if pipe.is_readable() {
+                        tokio::task::yield_now().await;
+                        return StreamEvent::Readable;
+                    }
+                    tokio::select! {
+                        biased;
+                        () = changed => {}
+                        () = pipe.readable.notified() => {}
+                    }
+                }
                 Some(Input::Always) => {
                     tokio::task::yield_now().await;
                     return StreamEvent::Readable;
@@ -331,6 +350,9 @@ impl Drop for CharStream {
 
 impl Input {
     fn new(link: &Link) -> Self {
+        if let Link::Memory(end) = link {
+            return Self::Memory(end.input.clone());
+        }
         let Some(fd) = link.read_fd() else { return Self::Never };
         // A descriptor of its own: the same device may be registered twice for a moment, when its user changes.
         match fd.try_clone_to_owned().and_then(|fd| register(fd, Interest::READABLE)) {
@@ -347,6 +369,16 @@ async fn flush(shared: Arc<Shared>, attachment: usize, stopped: Rc<Cell<bool>>) 
         shared.flush.notified().await;
         while !shared.flush_queue() {
             let Some((_, link)) = shared.link() else { break };
+            if let Link::Memory(end) = &*link {
+                tokio::select! {
+                    () = end.output.writable.notified() => {}
+                    () = shared.flush.notified() => {}
+                }
+                if stopped.get() {
+                    break;
+                }
+                continue;
+            }
             let Some(Ok(fd)) = link.write_fd().map(|fd| fd.try_clone_to_owned()) else { break };
             let Ok(fd) = register(fd, Interest::WRITABLE) else { break };
             drop(link);

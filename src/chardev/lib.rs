@@ -9,6 +9,7 @@ mod backend;
 mod base64;
 mod frontend;
 mod link;
+mod memory;
 mod mux;
 pub mod options;
 pub mod poll;

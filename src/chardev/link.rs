@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, Shutdown};
 
+use crate::memory::MemoryEnd;
 use crate::ringbuf::RingBuffer;
 
 /// How much poll(2) promises a pipe to take without blocking.
@@ -29,6 +30,8 @@ pub(crate) enum Link {
     Null,
     /// Keeps the newest bytes.
     Ring(Mutex<RingBuffer>),
+    /// The other end is in this process.
+    Memory(MemoryEnd),
 }
 
 impl Link {
@@ -37,7 +40,7 @@ impl Link {
         match self {
             Self::Socket(fd) | Self::Datagram(fd) => Some(fd.as_fd()),
             Self::Files { read, .. } => read.as_ref().map(AsFd::as_fd),
-            Self::Null | Self::Ring(_) => None,
+            Self::Null | Self::Ring(_) | Self::Memory(_) => None,
         }
     }
 
@@ -46,7 +49,7 @@ impl Link {
         match self {
             Self::Socket(fd) | Self::Datagram(fd) => Some(fd.as_fd()),
             Self::Files { write, .. } => write.as_ref().map(AsFd::as_fd),
-            Self::Null | Self::Ring(_) => None,
+            Self::Null | Self::Ring(_) | Self::Memory(_) => None,
         }
     }
 
@@ -62,6 +65,7 @@ impl Link {
                     other => other,
                 }
             }
+            Self::Memory(end) => end.read(buf),
             Self::Files { read: None, .. } | Self::Null | Self::Ring(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -79,6 +83,7 @@ impl Link {
                 let first = &first[..first.len().min(PIPE_BUF)];
                 retry(|| rustix::io::write(fd, first))
             }
+            Self::Memory(end) => end.write(data),
             Self::Files { write: None, .. } | Self::Null => Ok(data.iter().map(|s| s.len()).sum()),
             Self::Ring(ring) => {
                 let mut ring = ring.lock();
@@ -90,8 +95,10 @@ impl Link {
 
     /// Ends the connection for both sides, from any thread.
     pub fn shutdown(&self) {
-        if let Self::Socket(fd) | Self::Datagram(fd) = self {
-            let _ = rustix::net::shutdown(fd, Shutdown::Both);
+        match self {
+            Self::Socket(fd) | Self::Datagram(fd) => drop(rustix::net::shutdown(fd, Shutdown::Both)),
+            Self::Memory(end) => end.shutdown(),
+            _ => {}
         }
     }
 
@@ -105,14 +112,18 @@ impl Link {
 
     /// The two addresses of a socket with addresses: ours, the peer's.
     pub fn addresses(&self) -> Option<(std::net::SocketAddr, std::net::SocketAddr)> {
-        let Self::Socket(fd) = self else { return None };
+        let (Self::Socket(fd) | Self::Memory(MemoryEnd { socket: fd, .. })) = self else { return None };
         let socket = socket2::SockRef::from(fd);
         Some((socket.local_addr().ok()?.as_socket()?, socket.peer_addr().ok()?.as_socket()?))
     }
 
     /// Bytes written that the peer's kernel has not taken yet (0 where nobody knows).
     pub fn unsent(&self) -> usize {
-        let Self::Socket(fd) = self else { return 0 };
+        let fd = match self {
+            Self::Socket(fd) => fd,
+            Self::Memory(end) => return end.unread(),
+            _ => return 0,
+        };
         let mut bytes: libc::c_int = 0;
         // SAFETY: TIOCOUTQ (the same number as SIOCOUTQ) writes one int to the pointer, which is valid for that.
         let done = unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(fd), libc::TIOCOUTQ, &raw mut bytes) };

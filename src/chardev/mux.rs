@@ -74,7 +74,7 @@ impl Mux {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(std::io::Error::from)?;
-        let shared = Shared::new(&self.id, "mux".to_owned());
+        let shared = Shared::new(&self.id, "mux".to_owned(), 0);
         shared.open(Link::Socket(theirs), "mux".to_owned());
         let Some(attachment) = shared.attach() else { bail!("chardev '{}' is already in use", self.id) };
         let input = Rc::new(register(ours, Interest::READABLE | Interest::WRITABLE)?);

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use indexmap::IndexMap;
 use lockstep_qapi::schema::{ChardevBackend, ChardevBackendInfo, ChardevInfo, ChardevReturn, DataFormat};
@@ -14,6 +15,7 @@ use crate::backend::{self, Backend};
 use crate::base64;
 use crate::frontend::CharFrontend;
 use crate::link::Link;
+use crate::memory;
 use crate::mux::Mux;
 use crate::shared::Shared;
 
@@ -27,6 +29,8 @@ pub struct ChardevRegistry {
 }
 
 struct Inner {
+    /// Tells the machines of one process (in tests) apart.
+    realm: u64,
     devices: RefCell<IndexMap<String, Device>>,
     yank: YankRegistry,
     quit: RefCell<Rc<dyn Fn()>>,
@@ -55,7 +59,9 @@ impl Drop for Device {
 impl ChardevRegistry {
     /// An empty registry whose sockets can be cut through `yank`.
     pub fn new(yank: YankRegistry) -> Self {
-        let inner = Inner { devices: RefCell::default(), yank, quit: RefCell::new(Rc::new(|| {})) };
+        static REALMS: AtomicU64 = AtomicU64::new(1);
+        let realm = REALMS.fetch_add(1, Ordering::Relaxed);
+        let inner = Inner { realm, devices: RefCell::default(), yank, quit: RefCell::new(Rc::new(|| {})) };
         Self { inner: Rc::new(inner) }
     }
 
@@ -77,7 +83,7 @@ impl ChardevRegistry {
         let (yank, made) = self.prepare(id, description).await?;
         self.check_free(id)?;
         let pty = made.pty.clone();
-        let shared = Shared::new(id, made.idle_filename.clone());
+        let shared = Shared::new(id, made.idle_filename.clone(), self.inner.realm);
         let device = self.install(shared, made, yank);
         self.inner.devices.borrow_mut().insert(id.to_owned(), device);
         Ok(ChardevReturn { pty })
@@ -315,6 +321,7 @@ impl ChardevRegistry {
         }
         if let Some((link, filename)) = made.link {
             shared.open(link, filename);
+            memory::connected(&shared);
         }
         if made.yankable {
             let target = shared.clone();
@@ -344,7 +351,7 @@ impl ChardevRegistry {
         let frontend = self.attach(base)?;
         let quit = self.inner.quit.borrow().clone();
         let device = Device {
-            shared: Shared::new(id, "mux".to_owned()),
+            shared: Shared::new(id, "mux".to_owned(), self.inner.realm),
             driver: None,
             reconnectable: false,
             switches_context: false,

@@ -425,3 +425,54 @@ fn a_multiplexer_gives_the_input_to_one_and_takes_output_from_all() {
         assert_eq!(*quits.borrow(), 1);
     });
 }
+
+#[test]
+fn a_loopback_pair_keeps_order_and_bounds_without_the_kernel() {
+    run(|registry| async move {
+        made(&registry, "s", "socket,host=127.0.0.1,port=0,server=on,wait=off").await;
+        let port = port_of(&filename(&registry, "s"));
+        made(&registry, "c", &format!("socket,host=127.0.0.1,port={port}")).await;
+        let mut server = registry.attach("s").unwrap().into_stream();
+        let client = registry.attach("c").unwrap().into_stream();
+        assert_eq!(server.event(true).await, StreamEvent::Opened);
+        tokio::task::yield_now().await;
+        assert_eq!(registry.loopback_peer("c").as_deref(), Some("s"));
+        let writer = client.writer();
+        let data: Vec<u8> = (0..3_000_000u32).map(|i| (i % 251) as u8).collect();
+        let mut sent = 0;
+        let mut got: Vec<u8> = Vec::new();
+        let mut buf = vec![0; 70_000];
+        while got.len() < data.len() {
+            while sent < data.len() {
+                let end = (sent + 99_999).min(data.len());
+                match writer.send(&[IoSlice::new(&data[sent..sent + 5]), IoSlice::new(&data[sent + 5..end])]) {
+                    Ok(()) => sent = end,
+                    Err(e) => {
+                        assert_eq!(e.kind(), std::io::ErrorKind::WouldBlock);
+                        break;
+                    }
+                }
+            }
+            assert!(writer.unsent() <= 3 << 20);
+            if server.event(true).await == StreamEvent::Readable
+                && let Ok(n) = server.try_read(&mut buf)
+            {
+                got.extend(&buf[..n]);
+            }
+        }
+        assert!(got == data);
+        assert_eq!((writer.unsent(), writer.accepted(), server.received()), (0, 3_000_000, 3_000_000));
+        // What was said before the end is heard.
+        writer.send(&[IoSlice::new(b"bye")]).unwrap();
+        drop(client);
+        registry.remove("c").unwrap();
+        assert_eq!(read(&mut server, 3).await, b"bye");
+        loop {
+            match server.event(true).await {
+                StreamEvent::Readable => assert_eq!(server.try_read(&mut buf).unwrap(), 0),
+                event => break assert_eq!(event, StreamEvent::Closed),
+            }
+        }
+        assert!(filename(&registry, "s").starts_with("disconnected:"));
+    });
+}

@@ -12,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 use super::{Backend, Driver};
 use crate::address::{Listener, connect, describe, describe_connection, from_legacy, listen, resolve};
 use crate::link::Link;
+use crate::memory;
 use crate::shared::Shared;
 use crate::telnet;
 
@@ -92,6 +93,7 @@ fn serve(listener: Rc<Listener>, protocol: &'static str) -> Driver {
                     Ok(fd) => {
                         let (link, name) = named(fd, &listener.address, protocol, true);
                         shared.open(link, name);
+                        memory::connected(&shared);
                     }
                     Err(e) => {
                         tracing::warn!("{}: accept: {e}", shared.id);
@@ -112,6 +114,7 @@ fn keep_connected(id: String, address: SocketAddress, protocol: &'static str, pa
                     Ok(fd) => {
                         let (link, name) = named(fd, &address, protocol, false);
                         shared.open(link, name);
+                        memory::connected(&shared);
                         complained = false;
                         closed(&shared).await;
                     }

@@ -131,7 +131,11 @@ impl Input {
         }
         let n = match self.stream.try_read(&mut self.buf) {
             Ok(n) if n > 0 => n,
-            _ => return false,
+            _ => {
+                // The sender waits for our acknowledgement before a checkpoint.
+                self.stream.acknowledge_now();
+                return false;
+            }
         };
         let Some(node) = self.node.upgrade() else { return false };
         let on = node.is_on();
