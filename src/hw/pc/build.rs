@@ -28,7 +28,8 @@ use crate::{
         vmport::VmPort,
     },
     irqchip::{
-        GSI_COUNT, GsiRouter, KernelIoApic, KernelIrqChip, KernelPic, MsiSink,
+        GSI_COUNT, GsiRouter, KernelIoApic, KernelIrqChip, KernelPic,
+        apic::ApicBus,
         ioapic::{IoApic, IoApicRegs},
         pic::{PicPair, PicState},
     },
@@ -59,16 +60,6 @@ pub trait PcHooks {
         None
     }
 
-    /// Who takes messages of the I/O APIC when it is in this process: the local APICs.
-    fn local_apics(&self) -> Option<Arc<dyn MsiSink>> {
-        None
-    }
-
-    /// The 8259's output when it is in this process: LINT0 of the local APICs.
-    fn pic_output(&self) -> IrqLine {
-        IrqLine::unconnected()
-    }
-
     /// The CPUs' A20 gate.
     fn a20(&self) -> IrqLine {
         IrqLine::unconnected()
@@ -92,7 +83,7 @@ pub trait PcHooks {
 /// Interrupt controllers and timer, wherever they are.
 enum Controllers {
     Kernel(Arc<dyn KernelIrqChip>),
-    Here { pic: Arc<PicPair>, ioapic: Arc<IoApic> },
+    Here { pic: Arc<PicPair>, ioapic: Arc<IoApic>, apics: Arc<ApicBus> },
 }
 
 /// The machine.
@@ -148,16 +139,22 @@ impl PcMachine {
         let controllers = match hooks.kernel_irqchip() {
             Some(chip) => Controllers::Kernel(chip),
             None => {
-                let (pic, ioapic) = (PicPair::new(board, hooks.pic_output()), IoApic::new(board));
-                if let Some(apics) = hooks.local_apics() {
-                    ioapic.connect(apics, pic.clone());
+                let ids: Vec<_> = config.cpus.iter().map(|c| c.apic_id).collect();
+                let apics = ApicBus::new(board, &ids);
+                let (pic, ioapic) = (PicPair::new(board, apics.lint0()), IoApic::new(board));
+                ioapic.connect(apics.clone(), pic.clone());
+                apics.connect(&ioapic, &pic);
+                for (n, cpu) in config.cpus.iter().enumerate() {
+                    let Some(apic) = apics.apic(n).cloned() else { continue };
+                    board.states.register_instance("apic", cpu.index, apic.clone());
+                    board.resets.register(ResetPhase::Devices, move |_| apic.reset());
                 }
-                Controllers::Here { pic, ioapic }
+                Controllers::Here { pic, ioapic, apics }
             }
         };
         let sink: Arc<dyn IrqSink> = match &controllers {
             Controllers::Kernel(chip) => chip.clone(),
-            Controllers::Here { pic, ioapic } => GsiRouter::new(pic.clone(), ioapic.clone()),
+            Controllers::Here { pic, ioapic, .. } => GsiRouter::new(pic.clone(), ioapic.clone()),
         };
         let gsis: Vec<_> = (0..GSI_COUNT).map(|n| IrqLine::new(sink.clone(), n)).collect();
         let isa_irqs: [IrqLine; 16] = std::array::from_fn(|n| gsis[n].clone());
@@ -529,7 +526,7 @@ impl PcMachine {
     pub fn describe_interrupts(&self) -> String {
         match &self.controllers {
             Controllers::Kernel(_) => String::new(),
-            Controllers::Here { pic, ioapic } => format!("{}{}", ioapic.describe(), pic.describe()),
+            Controllers::Here { pic, ioapic, .. } => format!("{}{}", ioapic.describe(), pic.describe()),
         }
     }
 
@@ -545,6 +542,14 @@ impl PcMachine {
     pub fn ioapic(&self) -> Option<&Arc<IoApic>> {
         match &self.controllers {
             Controllers::Here { ioapic, .. } => Some(ioapic),
+            Controllers::Kernel(_) => None,
+        }
+    }
+
+    /// The local APICs, when they are in this process. An engine connects its CPUs to them.
+    pub fn local_apics(&self) -> Option<&Arc<ApicBus>> {
+        match &self.controllers {
+            Controllers::Here { apics, .. } => Some(apics),
             Controllers::Kernel(_) => None,
         }
     }

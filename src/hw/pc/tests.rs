@@ -106,6 +106,7 @@ fn sections_come_in_qemus_order() {
     let names: Vec<_> = m.board.states.entries().iter().map(|e| format!("{}/{}", e.name, e.instance)).collect();
     let wanted = [
         "kvm-tpr-opt/0",
+        "apic/0",
         "0000:00:00.0/I440FX/0",
         "PCIHost/0",
         "PCIBUS/0",
