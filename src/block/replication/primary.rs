@@ -60,6 +60,16 @@ struct Entry {
     start: u64,
     end: u64,
     is_flush: bool,
+    /// Earlier requests that have to end first.
+    ahead: usize,
+    go: Rc<Notify>,
+}
+
+impl Entry {
+    /// Whether this one, being earlier, has to end before `later` is sent.
+    fn holds(&self, later: &Self) -> bool {
+        !self.is_flush && (later.is_flush || (self.start < later.end && later.start < self.end))
+    }
 }
 
 /// The queue.
@@ -117,9 +127,21 @@ impl Outgoing {
         let number = self.next.replace(self.next.get() + 1);
         let (start, end) = request.range();
         let is_flush = matches!(request, Request::Flush);
-        self.entries.borrow_mut().push(Entry { number, start, end, is_flush });
+        let go = Rc::new(Notify::new());
+        let mut entry = Entry { number, start, end, is_flush, ahead: 0, go: go.clone() };
+        {
+            let mut entries = self.entries.borrow_mut();
+            entry.ahead = entries.iter().filter(|e| e.holds(&entry)).count();
+            if entry.ahead == 0 {
+                go.notify_one();
+            }
+            entries.push(entry);
+        }
         let queue = self.clone();
-        tokio::task::spawn_local(async move { queue.deliver(request, number, to, room).await });
+        tokio::task::spawn_local(async move {
+            go.notified().await;
+            queue.deliver(request, number, to, room).await;
+        });
     }
 
     /// Whether a request would be in vain. That is an error of its own: the secondary misses it.
@@ -131,13 +153,6 @@ impl Outgoing {
     }
 
     async fn deliver(self: Rc<Self>, request: Request, number: u64, to: Rc<Node>, room: OwnedSemaphorePermit) {
-        loop {
-            let ended = self.ended.notified();
-            if !self.has_to_wait(number) {
-                break;
-            }
-            ended.await;
-        }
         if !self.refuses()
             && let Err(e) = request.send(&to).await
         {
@@ -149,18 +164,25 @@ impl Outgoing {
         }
         drop(to);
         drop(room);
-        self.entries.borrow_mut().retain(|e| e.number != number);
+        self.leave(number);
         self.ended.notify_waiters();
         drain::kick();
     }
 
-    /// Whether an earlier request has to end first.
-    fn has_to_wait(&self, number: u64) -> bool {
-        let entries = self.entries.borrow();
-        let Some(own) = entries.iter().find(|e| e.number == number) else { return false };
-        entries
-            .iter()
-            .any(|e| e.number < number && !e.is_flush && (own.is_flush || (e.start < own.end && own.start < e.end)))
+    /// A request has ended: those behind it may go.
+    fn leave(&self, number: u64) {
+        let mut entries = self.entries.borrow_mut();
+        let Some(at) = entries.iter().position(|e| e.number == number) else { return };
+        let ended = entries.remove(at);
+        // Requests stand in the order in which they came.
+        for later in &mut entries[at..] {
+            if ended.holds(later) {
+                later.ahead -= 1;
+                if later.ahead == 0 {
+                    later.go.notify_one();
+                }
+            }
+        }
     }
 
     /// Waits (bounded) for what is on its way, then cuts it off.
