@@ -32,7 +32,7 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
     let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: RefCell::default() });
     let migration = Migration::new(Environment {
         machine: vm.options.machine.name.to_owned(),
-        frames: Frames::default(),
+        frames: Frames::of_machine(vm.options.machine.name),
         ram: vm.board.ram.clone(),
         states: vm.board.states.clone(),
         global_state,

@@ -34,6 +34,8 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
     core.set_status(Status::Colo);
     let Err(e) = Pair { core, worker, connections: false, ram_ahead: false }.checkpoints().await;
+    // The other side need not find out by itself.
+    core.yank.pull();
     // Nobody knows yet which side goes on.
     core.env.net.hold_identity(false, None);
     if !core.colo.is_failover_asked() {

@@ -23,6 +23,8 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Receiver>, arrived: Arrived
     core.colo.enter(ColoMode::Secondary);
     core.incoming.borrow_mut().waiting = false;
     let Err(e) = Pair { core, worker }.checkpoints(arrived).await;
+    // The other side need not find out by itself.
+    core.yank.pull();
     if !core.colo.is_failover_asked() {
         core.warn(&e);
         tell_exit(core, ColoMode::Secondary, ColoExitReason::Error);

@@ -431,7 +431,8 @@ fn a_secondary_notices_a_bad_device_before_it_says_received() {
         pair.primary.work(3);
         *pair.primary.device.epoch.lock() = 1 << 40;
         pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
-        until("it fell apart", || pair.secondary.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error")).await;
+        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+        until("both know that it fell apart", || told(&pair.secondary) && told(&pair.primary)).await;
         assert_eq!(pair.secondary.whole_epoch(), Ok(2));
         assert_eq!(pair.world.released.get(), 2);
         pair.secondary_survives("bad device").await;
@@ -446,7 +447,8 @@ fn a_lost_disk_write_ends_the_pair_before_the_next_checkpoint() {
         pair.checkpoint(2).await;
         pair.world.write_error.set(true);
         pair.epoch(3);
-        until("it fell apart", || pair.primary.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error")).await;
+        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+        until("both know that it fell apart", || told(&pair.secondary) && told(&pair.primary)).await;
         assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(2), 2));
         assert!(pair.primary.vm.is_running(), "it was not stopped for it");
         pair.primary_survives("lost write").await;
