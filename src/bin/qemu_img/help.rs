@@ -43,6 +43,7 @@ pub fn command(name: &str) -> String {
 }
 
 const USAGES: &[(&str, &str)] = &[
+    ("amend", "[-f FMT | --image-opts] [-t CACHE] [-p] [-q] -o OPTIONS FILENAME"),
     (
         "check",
         "[-f FMT | --image-opts] [-T CACHE_MODE] [-r leaks|all] [-U] [-q]\n        [--output human|json] FILENAME",

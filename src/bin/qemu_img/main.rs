@@ -1,5 +1,6 @@
 //! `qemu-img`: makes, looks at, checks and converts disk images.
 
+mod amend;
 mod args;
 mod check;
 mod commit;
@@ -32,6 +33,7 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command { name: "amend", summary: "Update format-specific options of the image", run: amend::run },
     Command { name: "check", summary: "Check basic image integrity", run: check::run },
     Command { name: "commit", summary: "Commit image to its backing file", run: commit::run },
     Command { name: "compare", summary: "Check if two images have the same contents", run: compare::run },

@@ -4,6 +4,7 @@
 //! offsets, `write` and `zero` change the mapping, `order` says in which order things reach the disk, `empty` forgets
 //! everything in no time, `check` finds and repairs damage, `create` and `resize` lay images out.
 
+pub mod amend;
 mod cache;
 pub mod check;
 mod compress;
