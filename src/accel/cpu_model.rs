@@ -355,6 +355,28 @@ impl CpuModel {
         all
     }
 
+    /// The names of all models, versions too.
+    pub fn type_names() -> Vec<&'static str> {
+        vec!["max", "host", "qemu64-v1", "qemu64", "kvm64-v1", "kvm64"]
+    }
+
+    /// The version that a name without one stands for.
+    pub fn alias(name: &str) -> Option<&'static str> {
+        match name {
+            "qemu64" => Some("qemu64-v1"),
+            "kvm64" => Some("kvm64-v1"),
+            _ => None,
+        }
+    }
+
+    /// The names of all features that can be switched.
+    pub fn feature_names() -> Vec<&'static str> {
+        let mut names: Vec<_> = TABLE.iter().flat_map(|w| w.names.iter().copied()).filter(|n| !n.is_empty()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
     /// The CPUID leaves for one vCPU, of what the host supports. Features that it lacks are left out with a warning.
     pub fn cpuid_for_kvm(
         &self,

@@ -13,6 +13,7 @@ pub mod qom;
 pub mod qtest;
 pub mod runstate;
 pub mod startup;
+pub mod types;
 pub mod vm;
 
 /// The version of QEMU whose interfaces this program has.

@@ -1,5 +1,6 @@
 //! The command line: which options there are, and what one occurrence of an option is.
 
+pub mod parameters;
 mod table;
 
 use lockstep_util::{Error, Result, err};

@@ -1,5 +1,6 @@
 //! Objects that a user makes: `-object`, `object-add`, `object-del`.
 
+mod help;
 mod iothread;
 mod net;
 
@@ -10,6 +11,7 @@ use lockstep_qapi::schema::{ObjectOptions, ObjectOptionsBranch, ObjectType};
 use lockstep_util::{Result, bail, err};
 use serde_json::Value;
 
+pub use help::{ObjectTypeHelp, TYPE_HELP};
 pub use iothread::IoThreadObject;
 
 use crate::vm::Vm;

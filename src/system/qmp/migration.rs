@@ -1,5 +1,6 @@
 //! Migration and COLO.
 
+use lockstep_block::replication::{ReplicationMode, all};
 use lockstep_migration::MigrateArguments;
 use lockstep_qapi::{Registry, Wire, cmd, event, schema::*, visit};
 use lockstep_util::{Result, bail, err};
@@ -32,9 +33,29 @@ pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryColoStatus>(async |vm: Ctx, _| {
         visit::from_json::<COLOStatus>(vm.migration()?.colo_status())
     });
+    replication(registry);
     registry.announce::<event::Migration>();
     registry.announce::<event::MigrationPass>();
     registry.announce::<event::ColoExit>();
+}
+
+/// The disks' part of COLO, for managers that checkpoint the memory themselves.
+fn replication(registry: &mut Registry<Ctx>) {
+    registry.register::<cmd::XenSetReplication>(async |vm: Ctx, a: cmd::XenSetReplication| {
+        if a.enable && a.failover.is_some() {
+            bail!("Parameter 'failover' is only for stopping replication");
+        }
+        if a.enable {
+            let mode = if a.primary { ReplicationMode::Primary } else { ReplicationMode::Secondary };
+            return all::replication_start_all(&vm.graph, mode).await;
+        }
+        all::replication_stop_all(&vm.graph, a.failover.unwrap_or(false)).await
+    });
+    registry.register::<cmd::QueryXenReplicationStatus>(async |vm: Ctx, _| {
+        let desc = all::replication_get_error_all(&vm.graph).err().map(|e| e.message().to_owned());
+        Ok(ReplicationStatus { error: desc.is_some(), desc })
+    });
+    registry.register::<cmd::XenColoDoCheckpoint>(async |vm: Ctx, _| all::replication_do_checkpoint_all(&vm.graph).await);
 }
 
 fn settings(registry: &mut Registry<Ctx>) {
@@ -59,6 +80,10 @@ pub fn register_yank(registry: &mut Registry<Ctx>, vm: &Ctx) -> Result<()> {
     let chardevs = vm.yank.clone();
     let nodes = (*vm.graph.extension::<lockstep_block::yank::YankRegistry>()).clone();
     let migration = vm.migration()?.yank();
+    // There is no postcopy that could be paused.
+    registry.register_oob::<cmd::MigratePause>(|_| {
+        Err(err!("migrate-pause is currently only supported during postcopy-active or postcopy-recover state"))
+    });
     let (c, n, m) = (chardevs.clone(), nodes.clone(), migration.clone());
     registry.register_oob::<cmd::QueryYank>(move |_| {
         let mut all: Vec<YankInstance> = c.instances().iter().filter_map(to_schema).collect();

@@ -2,9 +2,14 @@
 
 mod block;
 mod chardev;
+mod cpus;
+mod facts;
+mod input;
+mod keys;
 mod machine;
 mod migration;
 mod net;
+mod pci;
 mod qom;
 mod run_state;
 
@@ -44,8 +49,12 @@ pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     let mut registry = Registry::new(version_info());
     block::register(&mut registry);
     chardev::register(&mut registry);
+    cpus::register(&mut registry);
+    facts::register(&mut registry);
+    input::register(&mut registry);
     machine::register(&mut registry);
     net::register(&mut registry);
+    pci::register(&mut registry);
     run_state::register(&mut registry);
     qom::register(&mut registry);
     migration::register(&mut registry);

@@ -1,10 +1,9 @@
 //! The tree of objects, and objects and devices that come and go.
 
 use lockstep_qapi::{Registry, cmd, schema::*};
-use lockstep_util::{Error, bail};
 
 use super::Ctx;
-use crate::{machine, objects::IoThreadObject, qom};
+use crate::{objects::IoThreadObject, qom, types};
 
 pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QomList>(async |vm: Ctx, args: cmd::QomList| qom::list(&vm, &args.path));
@@ -27,19 +26,13 @@ pub fn register(registry: &mut Registry<Ctx>) {
         let all = vm.objects.all().into_iter();
         Ok(all.filter_map(|(id, o)| o.as_any().downcast::<IoThreadObject>().ok().map(|t| info(id, &t))).collect())
     });
-    registry.register::<cmd::DeviceListProperties>(async |_: Ctx, args: cmd::DeviceListProperties| {
-        let Some(kind) = machine::device_types().find(&args.typename) else {
-            return Err(Error::device_not_found(&args.typename));
-        };
-        if kind.create.is_none() && kind.properties.is_empty() {
-            bail!("Parameter 'typename' expects a non-abstract device type");
-        }
-        let info = |p: &lockstep_hw::core::Property| ObjectPropertyInfo {
-            name: p.name.to_owned(),
-            type_: p.type_name().to_owned(),
-            description: Some(p.help_text().to_owned()).filter(|t| !t.is_empty()),
-            default_value: None,
-        };
-        Ok(kind.properties().map(info).collect())
+    registry.register::<cmd::QomListTypes>(async |_: Ctx, a: cmd::QomListTypes| {
+        Ok(types::list(a.implements.as_deref(), a.abstract_.unwrap_or(false)))
+    });
+    registry.register::<cmd::QomListProperties>(async |_: Ctx, a: cmd::QomListProperties| {
+        types::properties(&a.typename)
+    });
+    registry.register::<cmd::DeviceListProperties>(async |_: Ctx, a: cmd::DeviceListProperties| {
+        types::device_properties(&a.typename)
     });
 }

@@ -140,6 +140,13 @@ impl Vm {
         self.options.machine.qom_type
     }
 
+    /// The name of the CPU's model.
+    pub fn cpu_model_name(&self) -> &str {
+        let option = self.options.cpu.as_deref().unwrap_or("qemu64");
+        let name = option.split(',').next().unwrap_or_default();
+        name.strip_suffix("-x86_64-cpu").unwrap_or(name)
+    }
+
     /// The machine's UUID as text; all zero when it has none.
     pub fn uuid_text(&self) -> String {
         let uuid = self.options.uuid.unwrap_or_default();

@@ -1,7 +1,16 @@
 //! The options that say what kind of machine it is: `-machine`, `-accel`, `-smp`, `-m`, `-cpu`, `-boot`, `-rtc`, `-name`, `-uuid`.
 
-use lockstep_qapi::opts::{self, OptDesc, OptType, Opts};
+mod properties;
+mod topology;
+
+use lockstep_qapi::{
+    opts::{self, OptDesc, OptType},
+    schema::MemorySizeConfiguration,
+};
 use lockstep_util::{Result, bail, err, size};
+
+pub use properties::{MachineProperty, machine_properties};
+pub use topology::Smp;
 
 use crate::cmdline::{CommandLine, Occurrence};
 
@@ -77,21 +86,6 @@ impl AccelKind {
     pub fn title(self) -> &'static str {
         Self::ALL.iter().find(|(_, kind, _)| *kind == self).map_or("", |(.., title)| title)
     }
-}
-
-/// vCPUs and their topology.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Smp {
-    /// vCPUs at the start.
-    pub cpus: u32,
-    /// The most there may be.
-    pub max_cpus: u32,
-    /// Sockets of the machine.
-    pub sockets: u32,
-    /// Cores of a socket.
-    pub cores: u32,
-    /// Threads of a core.
-    pub threads: u32,
 }
 
 /// Where the real-time clock begins.
@@ -175,12 +169,9 @@ impl MachineOptions {
     /// # Errors
     /// QEMU's.
     pub fn parse(line: &CommandLine) -> Result<Self> {
-        let machine_options: Vec<Opts> = line
-            .all("machine")
-            .map(|o| opts::parse(&o.value, Some("type")).map_err(|e| o.locate(e)))
-            .collect::<Result<_>>()?;
+        let tree = properties::collect(line)?;
         let mut this = Self {
-            machine: machine_type(&machine_options)?,
+            machine: machine_type(tree.get("type").and_then(|t| t.as_str()))?,
             accelerators: vec![],
             accel_location: None,
             ram_size: DEFAULT_RAM,
@@ -196,24 +187,18 @@ impl MachineOptions {
             acpi: true,
             vmport: true,
             graphics: !line.has("nographic"),
-            kernel: line.last("kernel").map(|o| o.value.clone()),
-            initrd: line.last("initrd").map(|o| o.value.clone()),
-            append: line.last("append").map(|o| o.value.clone()),
+            kernel: None,
+            initrd: None,
+            append: None,
             rtc_base: RtcBase::Utc,
             rtc_virtual: false,
             name: None,
             uuid: None,
         };
-        this.machine_properties(&machine_options)?;
+        this.apply(tree)?;
         this.accelerators(line)?;
         if let Some(o) = line.last("m") {
-            this.memory(o).map_err(|e| o.locate(e))?;
-        }
-        if let Some(o) = line.last("smp") {
-            this.smp(o)?;
-        }
-        for o in line.all("boot") {
-            this.boot(o)?;
+            this.memory(o)?;
         }
         if let Some(o) = line.last("rtc") {
             this.rtc(o)?;
@@ -231,35 +216,6 @@ impl MachineOptions {
             bail!("{what} only allowed with -kernel option");
         }
         Ok(this)
-    }
-
-    fn machine_properties(&mut self, all: &[Opts]) -> Result<()> {
-        for (key, value) in all.iter().flat_map(|o| &o.items) {
-            let on = || match value.as_str() {
-                "on" | "yes" | "true" | "y" => Ok(true),
-                "off" | "no" | "false" | "n" => Ok(false),
-                _ => Err(err!("Parameter '{key}' expects 'on' or 'off'")),
-            };
-            match (key.as_str(), self.machine.kind) {
-                ("type", _) => {}
-                ("accel", _) => {
-                    self.accelerators = value
-                        .split(':')
-                        .filter(|n| !n.is_empty())
-                        .map(|n| AccelKind::parse(n).ok_or_else(|| n.to_owned()))
-                        .collect();
-                }
-                ("graphics", _) => self.graphics = on()?,
-                ("kernel", _) => self.kernel = Some(value.clone()),
-                ("initrd", _) => self.initrd = Some(value.clone()),
-                ("append", _) => self.append = Some(value.clone()),
-                ("hpet", MachineKind::Pc) => self.hpet = on()?,
-                ("acpi", MachineKind::Pc) => self.acpi = on()?,
-                ("vmport", MachineKind::Pc) => self.vmport = value == "auto" || on()?,
-                _ => bail!("Property '{}-machine.{key}' not found", self.machine.name),
-            }
-        }
-        Ok(())
     }
 
     fn accelerators(&mut self, line: &CommandLine) -> Result<()> {
@@ -292,82 +248,17 @@ impl MachineOptions {
     }
 
     fn memory(&mut self, o: &Occurrence) -> Result<()> {
-        let options = opts::parse(&o.value, Some("size"))?;
-        // A bare number is of mebibytes.
-        let text = options.get("size").unwrap_or("");
-        let bytes = if text.is_empty() {
-            DEFAULT_RAM
-        } else {
-            size::parse_size(text, 'M').ok_or_else(|| opts::size_error("size", text))?
-        };
-        options.check(MEMORY_OPTIONS)?;
-        if options.get("slots").is_some() || options.get("maxmem").is_some() {
-            bail!("memory hotplug is not supported by this machine");
-        }
-        self.ram_size = if bytes == 0 { DEFAULT_RAM } else { bytes.next_multiple_of(8192) };
-        Ok(())
-    }
-
-    fn smp(&mut self, o: &Occurrence) -> Result<()> {
-        let options = opts::parse(&o.value, Some("cpus")).map_err(|e| o.locate(e))?;
-        let mut given = [None; 7];
-        const KEYS: [&str; 7] = ["cpus", "maxcpus", "sockets", "cores", "threads", "dies", "modules"];
-        for (key, value) in &options.items {
-            let Some(at) = KEYS.iter().position(|k| k == key) else { bail!("Parameter 'smp.{key}' is unexpected") };
-            let number: u32 = value.parse().map_err(|_| err!("Parameter 'smp.{key}' expects uint64"))?;
-            if number == 0 {
-                bail!("Invalid CPU topology: CPU topology parameters must be greater than zero");
-            }
-            given[at] = Some(number);
-        }
-        for (key, value) in [("dies", given[5]), ("modules", given[6])] {
-            if value.is_some_and(|v| v > 1) {
-                bail!("{key} > 1 not supported by this machine's CPU topology");
-            }
-        }
-        self.smp = topology(given)?;
-        if self.smp.max_cpus > self.machine.max_cpus {
-            bail!(
-                "Invalid SMP CPUs {}. The max CPUs supported by machine '{}' is {}",
-                self.smp.max_cpus,
-                self.machine.name,
-                self.machine.max_cpus
-            );
-        }
-        Ok(())
-    }
-
-    fn boot(&mut self, o: &Occurrence) -> Result<()> {
-        let options = opts::parse(&o.value, Some("order")).map_err(|e| o.locate(e))?;
-        for (key, value) in &options.items {
-            let on = || match value.as_str() {
-                "on" => Ok(true),
-                "off" => Ok(false),
-                _ => Err(err!("Parameter 'boot.{key}' expects 'on' or 'off'")),
+        let read = || -> Result<MemorySizeConfiguration> {
+            let options = opts::parse(&o.value, Some("size"))?;
+            // A bare number is of mebibytes.
+            let size = match options.get("size") {
+                None | Some("") => None,
+                Some(text) => Some(size::parse_size(text, 'M').ok_or_else(|| opts::size_error("size", text))?),
             };
-            match key.as_str() {
-                "order" => self.boot_order = boot_devices(value)?,
-                "once" => self.boot_once = Some(boot_devices(value)?),
-                "menu" => self.boot_menu = on()?,
-                "strict" => self.boot_strict = on()?,
-                "splash-time" => {
-                    self.splash_time =
-                        Some(
-                            value.parse().ok().filter(|&t| t <= 0xffff).ok_or_else(|| {
-                                err!("splash-time is invalid, it should be a value between 0 and 65535")
-                            })?,
-                        );
-                }
-                "reboot-timeout" => {
-                    self.reboot_timeout =
-                        Some(value.parse().ok().filter(|t| (-1..=0xffff).contains(t)).ok_or_else(|| {
-                            err!("reboot timeout is invalid,it should be a value between -1 and 65535")
-                        })?);
-                }
-                _ => bail!("Parameter 'boot.{key}' is unexpected"),
-            }
-        }
-        Ok(())
+            options.check(MEMORY_OPTIONS)?;
+            Ok(MemorySizeConfiguration { size, max_size: options.get_size("maxmem")?, slots: options.get_number("slots")? })
+        };
+        self.memory_size(read().map_err(|e| o.locate(e))?)
     }
 
     fn rtc(&mut self, o: &Occurrence) -> Result<()> {
@@ -403,8 +294,7 @@ impl MachineOptions {
     }
 }
 
-fn machine_type(all: &[Opts]) -> Result<&'static MachineType> {
-    let name = all.iter().rev().find_map(|o| o.get("type"));
+fn machine_type(name: Option<&str>) -> Result<&'static MachineType> {
     match name {
         None => MACHINE_TYPES
             .iter()
@@ -433,54 +323,6 @@ pub fn accel_help() -> String {
     let names: String =
         AccelKind::ALL.iter().filter(|(_, k, _)| *k != AccelKind::Qtest).map(|(n, ..)| format!("{n}\n")).collect();
     format!("Accelerators supported in QEMU binary:\n{names}")
-}
-
-/// Fills in what was not given: cores first, then sockets, then threads.
-fn topology([cpus, max, sockets, cores, threads, ..]: [Option<u32>; 7]) -> Result<Smp> {
-    let whole = max.or(cpus);
-    let (sockets, cores, threads) = match whole {
-        None => (sockets.unwrap_or(1), cores.unwrap_or(1), threads.unwrap_or(1)),
-        Some(whole) => match (sockets, cores, threads) {
-            (s, None, t) => {
-                let (s, t) = (s.unwrap_or(1), t.unwrap_or(1));
-                (s, whole / (s * t).max(1), t)
-            }
-            (None, Some(c), t) => {
-                let t = t.unwrap_or(1);
-                (whole / (c * t).max(1), c, t)
-            }
-            (Some(s), Some(c), None) => (s, c, whole / (s * c).max(1)),
-            (Some(s), Some(c), Some(t)) => (s, c, t),
-        },
-    };
-    let total = sockets * cores * threads;
-    let max_cpus = max.unwrap_or(total);
-    let cpus = cpus.unwrap_or(max_cpus);
-    let shape = format!("sockets ({sockets}) * dies (1) * modules (1) * cores ({cores}) * threads ({threads})");
-    if total != max_cpus {
-        bail!("Invalid CPU topology: product of the hierarchy must match maxcpus: {shape} != maxcpus ({max_cpus})");
-    }
-    if max_cpus < cpus {
-        bail!(
-            "Invalid CPU topology: maxcpus must be equal to or greater than smp: {shape} == maxcpus ({max_cpus}) < smp_cpus ({cpus})"
-        );
-    }
-    Ok(Smp { cpus, max_cpus, sockets, cores, threads })
-}
-
-fn boot_devices(letters: &str) -> Result<String> {
-    let mut seen = 0u32;
-    for letter in letters.chars() {
-        if !('a'..='p').contains(&letter) {
-            bail!("Invalid boot device '{letter}'");
-        }
-        let bit = 1 << (letter as u32 - 'a' as u32);
-        if seen & bit != 0 {
-            bail!("Boot device '{letter}' was given twice");
-        }
-        seen |= bit;
-    }
-    Ok(letters.to_owned())
 }
 
 /// The 16 bytes of a UUID in its usual form.
