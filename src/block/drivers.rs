@@ -15,6 +15,11 @@ pub static TABLE: &[&DriverDef] = &[
     &crate::replication::REPLICATION,
 ];
 
+/// The names of all drivers.
+pub fn driver_names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|def| def.name)
+}
+
 /// The protocol for a path without a prefix.
 pub fn host_protocol(_path: &str) -> &'static str {
     "file"

@@ -39,6 +39,7 @@ pub use backend::{Backend, BlockBackend, BlockOp, GuestDevice, IoStatus, MediumC
 pub use child::{Child, ChildRole, Parent, Perm};
 pub use drain::DrainGuard;
 pub use driver::{BlockDriver, DriverDef, DriverKind, Extent, LocalBoxFuture, Preallocation, Status, WriteFlags};
+pub use drivers::driver_names;
 pub use graph::Graph;
 pub use node::{Node, WriteHook};
 pub use open::{OpenContext, OpenFlags};

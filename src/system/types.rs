@@ -1,7 +1,7 @@
 //! All types of objects by name, with their ancestors: what `qom-list-types`, `qom-list-properties` and the helps tell.
 
 use lockstep_accel::cpu_model::CpuModel;
-use lockstep_hw::core::{Property, PropertyKind};
+use lockstep_hw::core::{DeviceType, Property, PropertyKind};
 use lockstep_qapi::schema::{ObjectPropertyInfo, ObjectTypeInfo};
 use lockstep_util::{Error, ErrorClass, Result};
 use serde_json::Value;
@@ -37,7 +37,10 @@ pub fn concrete() -> Vec<TypeEntry> {
         all.push(TypeEntry { name: machine.qom_type.to_owned(), parents: with_root(parents) });
     }
     for name in CpuModel::type_names() {
-        all.push(TypeEntry { name: format!("{name}-x86_64-cpu"), parents: with_root(&["x86_64-cpu", "cpu", "device"]) });
+        all.push(TypeEntry {
+            name: format!("{name}-x86_64-cpu"),
+            parents: with_root(&["x86_64-cpu", "cpu", "device"]),
+        });
     }
     all
 }
@@ -95,6 +98,17 @@ pub fn property_info(p: &Property) -> ObjectPropertyInfo {
     }
 }
 
+/// The properties of a type of device; its own override its ancestors'.
+fn table(kind: &DeviceType) -> Vec<ObjectPropertyInfo> {
+    let mut all: Vec<ObjectPropertyInfo> = vec![];
+    for property in kind.properties() {
+        if all.iter().all(|p| p.name != property.name) {
+            all.push(property_info(property));
+        }
+    }
+    all
+}
+
 fn default_value(p: &Property) -> Option<Value> {
     use PropertyKind as K;
     let shown = matches!(
@@ -125,7 +139,7 @@ fn plain(name: &str, kind: &str) -> ObjectPropertyInfo {
 /// When there is no such type, or it is not one of a device that can be made.
 pub fn device_properties(name: &str) -> Result<Vec<ObjectPropertyInfo>> {
     match (machine::device_types().find(name), ancestors(name)) {
-        (Some(kind), _) => Ok(kind.properties().map(property_info).collect()),
+        (Some(kind), _) => Ok(table(kind)),
         (None, Some(parents)) if name.ends_with("-x86_64-cpu") && parents.contains(&"device") => Ok(cpu_properties()),
         (None, Some(_)) => Err(Error::new("Parameter 'typename' expects a non-abstract device type")),
         (None, None) => Err(Error::device_not_found(name)),
@@ -145,7 +159,7 @@ pub fn properties(name: &str) -> Result<Vec<ObjectPropertyInfo>> {
         .ok_or_else(|| Error::with_class(ErrorClass::DeviceNotFound, format!("Class '{name}' not found")))?;
     let mut all = vec![plain("type", "string")];
     if let Some(kind) = machine::device_types().find(name) {
-        all.extend(kind.properties().map(property_info));
+        all.extend(table(kind));
     } else if let Some(object) = objects::TYPE_HELP.iter().find(|o| o.name == name) {
         all.extend(object.class_properties.iter().map(|(name, kind)| plain(name, kind)));
     } else if let Some(machine) = MACHINE_TYPES.iter().find(|m| m.qom_type == name) {

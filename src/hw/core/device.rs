@@ -33,6 +33,11 @@ pub trait Device: Send + Sync {
         vec![]
     }
 
+    /// What a display shows.
+    fn screen(&self) -> Option<crate::display::Image> {
+        None
+    }
+
     /// Prepares for being taken away: ports and memory unmapped, backends let go, sections unregistered.
     ///
     /// # Errors

@@ -33,8 +33,8 @@ const BLOCK: &[Property] = &[
     Property::new("share-rw", PropertyKind::Bool, "off"),
     Property::new("account-invalid", PropertyKind::OnOffAuto, "auto"),
     Property::new("account-failed", PropertyKind::OnOffAuto, "auto"),
-    Property::new("rerror", ON_ERROR, "auto").describe("Error handling policy"),
-    Property::new("werror", ON_ERROR, "auto").describe("Error handling policy"),
+    Property::new("rerror", ON_ERROR, "auto").describe("Error handling policy (report/ignore/enospc/stop/auto)"),
+    Property::new("werror", ON_ERROR, "auto").describe("Error handling policy (report/ignore/enospc/stop/auto)"),
     Property::unset("ver", PropertyKind::Str),
     Property::new("wwn", PropertyKind::U64, "0"),
     Property::unset("serial", PropertyKind::Str),
@@ -48,7 +48,8 @@ const DISK: &[Property] = &[
     Property::new("lcyls", PropertyKind::U32, "0"),
     Property::new("lheads", PropertyKind::U32, "0"),
     Property::new("lsecs", PropertyKind::U32, "0"),
-    Property::new("bios-chs-trans", TRANSLATION, "auto").describe("Logical CHS translation algorithm"),
+    Property::new("bios-chs-trans", TRANSLATION, "auto")
+        .describe("Logical CHS translation algorithm  (auto/none/lba/large/rechs)"),
     Property::new("rotation_rate", PropertyKind::U16, "0"),
 ];
 

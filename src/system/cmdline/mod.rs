@@ -1,5 +1,6 @@
 //! The command line: which options there are, and what one occurrence of an option is.
 
+pub mod help;
 pub mod parameters;
 mod table;
 

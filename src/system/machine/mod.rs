@@ -7,8 +7,8 @@ mod vcpus;
 use std::rc::Rc;
 
 use lockstep_hw::core::{DeviceType, PropertyInput, QomParent, TypeTable, create_device};
-use lockstep_qapi::opts;
-use lockstep_util::{Result, bail, err};
+use lockstep_qapi::{event, opts};
+use lockstep_util::{Error, Result, bail, err};
 use serde_json::Value;
 
 use crate::{
@@ -97,6 +97,23 @@ pub fn add_device_text(vm: &Vm, text: &str) -> Result<()> {
         all.push(("id".into(), PropertyInput::Text(id)));
     }
     add_device(vm, all)
+}
+
+/// Unplugs a device that a user names.
+///
+/// # Errors
+/// When there is none, or it cannot be unplugged.
+pub fn remove_device(vm: &Vm, id: &str) -> Result<()> {
+    let node = vm.board.tree.find(id).ok_or_else(|| Error::device_not_found(id))?;
+    node.unplug(&vm.board).map_err(|e| match e.message() {
+        "Device does not support hotplugging" => {
+            let bus = node.bus.upgrade().map_or_else(String::new, |b| b.name.clone());
+            err!("Bus '{bus}' does not support hotplugging")
+        }
+        _ => e,
+    })?;
+    vm.emit::<event::DeviceDeleted>(&event::DeviceDeleted { device: Some(id.to_owned()), path: node.path.clone() });
+    Ok(())
 }
 
 /// Makes a device of its driver, bus, id and properties.

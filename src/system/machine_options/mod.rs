@@ -256,7 +256,11 @@ impl MachineOptions {
                 Some(text) => Some(size::parse_size(text, 'M').ok_or_else(|| opts::size_error("size", text))?),
             };
             options.check(MEMORY_OPTIONS)?;
-            Ok(MemorySizeConfiguration { size, max_size: options.get_size("maxmem")?, slots: options.get_number("slots")? })
+            Ok(MemorySizeConfiguration {
+                size,
+                max_size: options.get_size("maxmem")?,
+                slots: options.get_number("slots")?,
+            })
         };
         self.memory_size(read().map_err(|e| o.locate(e))?)
     }

@@ -60,9 +60,7 @@ pub(super) fn collect(line: &CommandLine) -> Result<Map> {
             "machine" => parse("type"),
             "smp" => parse("cpus").map(|t| under("smp", t)),
             "boot" => parse("order").map(|t| under("boot", t)),
-            "kernel" | "initrd" | "append" => {
-                Ok(Map::from_iter([(o.name.to_owned(), Value::String(o.value.clone()))]))
-            }
+            "kernel" | "initrd" | "append" => Ok(Map::from_iter([(o.name.to_owned(), Value::String(o.value.clone()))])),
             _ => continue,
         };
         parsed.and_then(|t| keyval::merge(&mut tree, t)).map_err(|e| o.locate(e))?;

@@ -24,9 +24,7 @@ impl Smp {
     /// What was given, with the rest filled in: cores first, then sockets, then threads.
     pub(super) fn of(config: &SMPConfiguration, machine: &MachineType) -> Result<Self> {
         let c = config;
-        let all = [
-            c.cpus, c.maxcpus, c.drawers, c.books, c.sockets, c.dies, c.clusters, c.modules, c.cores, c.threads,
-        ];
+        let all = [c.cpus, c.maxcpus, c.drawers, c.books, c.sockets, c.dies, c.clusters, c.modules, c.cores, c.threads];
         if all.contains(&Some(0)) {
             bail!("Invalid CPU topology: CPU topology parameters must be greater than zero");
         }

@@ -28,6 +28,9 @@ pub fn register(registry: &mut Registry<Ctx>) {
     jobs(registry);
     chain_jobs(registry);
     job_control(registry);
+    let drivers: Vec<_> = lockstep_block::driver_names().filter_map(BlockdevDriver::from_name).collect();
+    registry.offer_only(&drivers);
+    registry.offer_only(&[JobType::Commit, JobType::Stream, JobType::Mirror, JobType::Backup]);
     registry.announce::<event::BlockJobReady>();
     registry.announce::<event::BlockJobCompleted>();
     registry.announce::<event::BlockJobCancelled>();

@@ -4,6 +4,20 @@ use lockstep_qapi::{Registry, cmd, opts::check_id, schema::*};
 
 use super::Ctx;
 
+/// The kinds of character devices that there are, in the order of QEMU's help.
+pub const CHARDEVS: [ChardevBackendKind; 10] = [
+    ChardevBackendKind::Stdio,
+    ChardevBackendKind::Ringbuf,
+    ChardevBackendKind::Mux,
+    ChardevBackendKind::Pipe,
+    ChardevBackendKind::Pty,
+    ChardevBackendKind::Null,
+    ChardevBackendKind::Socket,
+    ChardevBackendKind::Memory,
+    ChardevBackendKind::Udp,
+    ChardevBackendKind::File,
+];
+
 pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryChardev>(async |vm: Ctx, _| Ok(vm.chardevs.query()));
     registry.register::<cmd::QueryChardevBackends>(async |vm: Ctx, _| Ok(vm.chardevs.backends()));
@@ -22,16 +36,5 @@ pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::RingbufRead>(async |vm: Ctx, a: cmd::RingbufRead| {
         vm.chardevs.ringbuf_read(&a.device, a.size, a.format)
     });
-    registry.offer_only(&[
-        ChardevBackendKind::File,
-        ChardevBackendKind::Pipe,
-        ChardevBackendKind::Socket,
-        ChardevBackendKind::Udp,
-        ChardevBackendKind::Pty,
-        ChardevBackendKind::Null,
-        ChardevBackendKind::Mux,
-        ChardevBackendKind::Stdio,
-        ChardevBackendKind::Ringbuf,
-        ChardevBackendKind::Memory,
-    ]);
+    registry.offer_only(&CHARDEVS);
 }

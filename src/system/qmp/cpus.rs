@@ -10,7 +10,7 @@ use crate::{
     vm::{Accelerator, Vm},
 };
 
-pub fn register(registry: &mut Registry<Ctx>) {
+pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryCpuDefinitions>(async |vm: Ctx, _| Ok(definitions(&vm)));
     registry.register::<cmd::QueryHotpluggableCpus>(async |vm: Ctx, _| {
         if vm.options.machine.kind == MachineKind::None {

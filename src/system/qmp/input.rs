@@ -16,12 +16,22 @@ const LONGEST_QUEUE: usize = 1024;
 
 /// Keys on their way to the guest, with pauses between.
 #[derive(Default)]
-struct KeyQueue {
+pub struct KeyQueue {
     steps: RefCell<VecDeque<(Key, bool, Duration)>>,
     running: std::cell::Cell<bool>,
 }
 
 impl KeyQueue {
+    /// Presses keys, and lets go of them in reverse.
+    pub fn press(self: &Rc<Self>, vm: &Rc<Vm>, request: &cmd::SendKey) {
+        let keys: Vec<_> = request.keys.iter().filter_map(key).collect();
+        let hold = match request.hold_time {
+            Some(ms) => Duration::from_millis(u64::try_from(ms).unwrap_or(0)),
+            None => HOLD,
+        };
+        self.add(vm, &keys, hold);
+    }
+
     fn add(self: &Rc<Self>, vm: &Rc<Vm>, keys: &[Key], hold: Duration) {
         let downs = keys.iter().map(|k| (*k, true, hold));
         let ups = keys.iter().rev().map(|k| (*k, false, hold));
@@ -56,7 +66,7 @@ fn send(vm: &Vm, events: &[Event]) {
     }
 }
 
-pub fn register(registry: &mut Registry<Ctx>) {
+pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryMice>(async |vm: Ctx, _| {
         let info = |m: lockstep_hw::core::MouseInfo| MouseInfo {
             name: m.name,
@@ -66,15 +76,8 @@ pub fn register(registry: &mut Registry<Ctx>) {
         };
         Ok(vm.board.input.mice().into_iter().map(info).collect())
     });
-    let queue = Rc::new(KeyQueue::default());
-    registry.register::<cmd::SendKey>(async move |vm: Ctx, a: cmd::SendKey| {
-        let keys: Vec<_> = a.keys.iter().filter_map(key).collect();
-        let hold = match a.hold_time {
-            Some(ms) if ms > 0 => Duration::from_millis(ms as u64),
-            Some(_) => Duration::ZERO,
-            None => HOLD,
-        };
-        queue.add(&vm, &keys, hold);
+    registry.register::<cmd::SendKey>(async |vm: Ctx, a: cmd::SendKey| {
+        vm.key_queue.press(&vm, &a);
         Ok(())
     });
     registry.register::<cmd::InputSendEvent>(async |vm: Ctx, a: cmd::InputSendEvent| {

@@ -61,7 +61,7 @@ pub(super) fn of_number(number: i64) -> Option<Key> {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_qapi::{Enum, schema::QKeyCode};
+    use lockstep_qapi::schema::QKeyCode;
 
     use super::*;
 

@@ -2,10 +2,10 @@
 
 use lockstep_hw::core::PropertyInput;
 use lockstep_qapi::{Map, Registry, cmd, schema::*};
-use lockstep_util::{Error, bail};
+use lockstep_util::bail;
 use serde_json::Value;
 
-use super::Ctx;
+use super::{Ctx, cpus};
 use crate::{
     machine,
     machine_options::{MACHINE_TYPES, MachineKind, MachineType},
@@ -35,22 +35,12 @@ pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryCpusFast>(async |vm: Ctx, _| {
         let Some(vcpus) = vm.vcpus() else { return Ok(vec![]) };
         let smp = vm.options.smp;
-        let info = |index: usize| {
-            let place = index as u32;
-            CpuInfoFast {
-                cpu_index: index as i64,
-                qom_path: format!("/machine/unattached/device[{index}]"),
-                thread_id: vcpus.thread_id(index).into(),
-                props: Some(CpuInstanceProperties {
-                    socket_id: Some((place / (smp.cores * smp.threads)).into()),
-                    die_id: Some(0),
-                    module_id: Some(0),
-                    core_id: Some((place / smp.threads % smp.cores).into()),
-                    thread_id: Some((place % smp.threads).into()),
-                    ..CpuInstanceProperties::default()
-                }),
-                branch: CpuInfoFastBranch::X8664,
-            }
+        let info = |index: usize| CpuInfoFast {
+            cpu_index: index as i64,
+            qom_path: format!("/machine/unattached/device[{index}]"),
+            thread_id: vcpus.thread_id(index).into(),
+            props: Some(cpus::place(&smp, index as u32)),
+            branch: CpuInfoFastBranch::X8664,
         };
         Ok((0..vcpus.len()).map(info).collect())
     });
@@ -67,25 +57,7 @@ pub fn register(registry: &mut Registry<Ctx>) {
         machine::add_device(&vm, options)?;
         Ok(Value::Object(Map::new()))
     });
-    registry.register::<cmd::DeviceDel>(async |vm: Ctx, a: cmd::DeviceDel| {
-        let node = vm.board.tree.find(&a.id).ok_or_else(|| Error::device_not_found(&a.id))?;
-        node.device.unplug().map_err(|e| {
-            if e.message() == "Device does not support hotplugging" {
-                Error::new(format!(
-                    "Bus '{}' does not support hotplugging",
-                    node.bus.upgrade().map_or(String::new(), |b| b.name.clone())
-                ))
-            } else {
-                e
-            }
-        })?;
-        vm.board.tree.remove(&node);
-        vm.emit::<lockstep_qapi::event::DeviceDeleted>(&lockstep_qapi::event::DeviceDeleted {
-            device: Some(a.id),
-            path: node.path.clone(),
-        });
-        Ok(())
-    });
+    registry.register::<cmd::DeviceDel>(async |vm: Ctx, a: cmd::DeviceDel| machine::remove_device(&vm, &a.id));
     registry.announce::<lockstep_qapi::event::DeviceDeleted>();
     registry.announce::<lockstep_qapi::event::BlockIoError>();
 }

@@ -55,7 +55,8 @@ fn replication(registry: &mut Registry<Ctx>) {
         let desc = all::replication_get_error_all(&vm.graph).err().map(|e| e.message().to_owned());
         Ok(ReplicationStatus { error: desc.is_some(), desc })
     });
-    registry.register::<cmd::XenColoDoCheckpoint>(async |vm: Ctx, _| all::replication_do_checkpoint_all(&vm.graph).await);
+    registry
+        .register::<cmd::XenColoDoCheckpoint>(async |vm: Ctx, _| all::replication_do_checkpoint_all(&vm.graph).await);
 }
 
 fn settings(registry: &mut Registry<Ctx>) {

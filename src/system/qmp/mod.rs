@@ -2,18 +2,22 @@
 
 mod block;
 mod chardev;
-mod cpus;
+pub mod cpus;
 mod facts;
-mod input;
+pub mod input;
 mod keys;
 mod machine;
 mod migration;
 mod net;
-mod pci;
+pub mod pci;
 mod qom;
 mod run_state;
+pub mod screen;
 
 use std::{rc::Rc, sync::Arc};
+
+pub use chardev::CHARDEVS;
+pub use net::NETDEVS;
 
 use lockstep_event::Local;
 use lockstep_qapi::{
@@ -56,6 +60,7 @@ pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     net::register(&mut registry);
     pci::register(&mut registry);
     run_state::register(&mut registry);
+    screen::register(&mut registry);
     qom::register(&mut registry);
     migration::register(&mut registry);
     migration::register_yank(&mut registry, vm)?;

@@ -6,6 +6,15 @@ use lockstep_qapi::{Registry, cmd, event, schema::*};
 use super::Ctx;
 use crate::objects;
 
+/// The kinds of network backends that there are, in the order of QEMU's help.
+pub const NETDEVS: [NetClientDriver; 5] = [
+    NetClientDriver::Socket,
+    NetClientDriver::Stream,
+    NetClientDriver::Dgram,
+    NetClientDriver::Tap,
+    NetClientDriver::Bridge,
+];
+
 pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::NetdevAdd>(async |vm: Ctx, options: Netdev| vm.net.add_netdev(&options).await);
     registry.register::<cmd::NetdevDel>(async |vm: Ctx, a: cmd::NetdevDel| vm.net.remove_netdev(&a.id).await);
@@ -24,12 +33,6 @@ pub fn register(registry: &mut Registry<Ctx>) {
         Ok(())
     });
     registry.offer_only(&objects::TYPES);
-    registry.offer_only(&[
-        NetClientDriver::Tap,
-        NetClientDriver::Bridge,
-        NetClientDriver::Socket,
-        NetClientDriver::Stream,
-        NetClientDriver::Dgram,
-    ]);
+    registry.offer_only(&NETDEVS);
     registry.announce::<event::NicRxFilterChanged>();
 }

@@ -6,7 +6,7 @@ use lockstep_qapi::{Registry, cmd, schema::*};
 use super::Ctx;
 use crate::vm::Vm;
 
-pub fn register(registry: &mut Registry<Ctx>) {
+pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryPci>(async |vm: Ctx, _| Ok(query(&vm)));
 }
 

@@ -29,9 +29,8 @@ pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QomListTypes>(async |_: Ctx, a: cmd::QomListTypes| {
         Ok(types::list(a.implements.as_deref(), a.abstract_.unwrap_or(false)))
     });
-    registry.register::<cmd::QomListProperties>(async |_: Ctx, a: cmd::QomListProperties| {
-        types::properties(&a.typename)
-    });
+    registry
+        .register::<cmd::QomListProperties>(async |_: Ctx, a: cmd::QomListProperties| types::properties(&a.typename));
     registry.register::<cmd::DeviceListProperties>(async |_: Ctx, a: cmd::DeviceListProperties| {
         types::device_properties(&a.typename)
     });

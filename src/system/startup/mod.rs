@@ -14,16 +14,16 @@ use lockstep_qapi::schema::RunState;
 use lockstep_util::{Error, Result, bail, err, report};
 
 use crate::{
-    cmdline::{self, CommandLine},
+    cmdline::{CommandLine, help},
     machine,
-    machine_options::{AccelKind, MachineKind, MachineOptions, accel_help, machine_help},
-    migration, qmp, version_text,
+    machine_options::{AccelKind, MachineKind, MachineOptions},
+    migration, qmp,
     vm::{Accelerator, Vm},
 };
 
 /// Runs the program with the words after its name.
 pub fn run(words: &[String]) -> ExitCode {
-    let outcome = CommandLine::parse(words).and_then(|line| match help(&line) {
+    let outcome = CommandLine::parse(words).and_then(|line| match help::wanted(&line)? {
         Some(text) => {
             print!("{text}");
             Ok(ExitCode::SUCCESS)
@@ -41,26 +41,6 @@ pub fn run(words: &[String]) -> ExitCode {
         report_error(&e);
         ExitCode::FAILURE
     })
-}
-
-/// Options that only print something.
-fn help(line: &CommandLine) -> Option<String> {
-    let asks = |name| line.all(name).any(|o| matches!(o.value.as_str(), "help" | "?"));
-    if line.has("help") {
-        Some(cmdline::help_text())
-    } else if line.has("version") {
-        Some(format!("{}\n", version_text()))
-    } else if asks("machine") {
-        Some(machine_help())
-    } else if asks("accel") {
-        Some(accel_help())
-    } else if asks("cpu") {
-        let list = lockstep_accel::cpu_model::CpuModel::list();
-        let lines: String = list.iter().map(|(name, what)| format!("  {name:<20}  {what}\n")).collect();
-        Some(format!("Available CPUs:\n{lines}"))
-    } else {
-        None
-    }
 }
 
 /// Prints an error as QEMU does: the place is in its text.

@@ -23,7 +23,14 @@ use lockstep_qapi::{
 use lockstep_util::{Result, YankRegistry, err};
 use tokio::sync::{Mutex, watch};
 
-use crate::{drive::Drives, machine::Pc, machine_options::MachineOptions, monitor::qmp::Monitors, objects::Objects};
+use crate::{
+    drive::Drives,
+    machine::Pc,
+    machine_options::{MachineKind, MachineOptions},
+    monitor::qmp::Monitors,
+    objects::Objects,
+    qmp::input::KeyQueue,
+};
 
 /// What runs the guest.
 #[derive(Clone)]
@@ -57,6 +64,8 @@ pub struct Vm {
     pub net: NetRegistry,
     /// Connections that can be cut.
     pub yank: YankRegistry,
+    /// Keys that a user has pressed.
+    pub key_queue: Rc<KeyQueue>,
     /// Objects that a user made.
     pub objects: Objects,
     /// Drives.
@@ -112,6 +121,7 @@ impl Vm {
             monitors: Monitors::default(),
             chardevs,
             yank,
+            key_queue: Rc::default(),
             objects: Objects::default(),
             migration: OnceCell::new(),
             pc: OnceCell::new(),
@@ -138,6 +148,11 @@ impl Vm {
     /// The type of the machine as an object (`pc-i440fx-10.0-machine`).
     pub fn machine_type_name(&self) -> &'static str {
         self.options.machine.qom_type
+    }
+
+    /// The guest's memory in bytes.
+    pub fn base_memory(&self) -> u64 {
+        if self.options.machine.kind == MachineKind::None { 0 } else { self.options.ram_size }
     }
 
     /// The name of the CPU's model.

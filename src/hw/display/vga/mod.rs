@@ -227,6 +227,10 @@ impl Vga {
 }
 
 impl Device for Vga {
+    fn screen(&self) -> Option<Image> {
+        Some(Self::screen(self))
+    }
+
     fn reset(&self, _: ResetKind) {
         let mut regs = self.regs.lock();
         *regs = Regs::new(regs.vram_size);

@@ -2,7 +2,10 @@
 
 mod args;
 mod block;
+mod devices;
+mod inspect;
 mod machine;
+mod migration;
 mod registers;
 
 use std::rc::Rc;
@@ -40,9 +43,9 @@ impl HmpCommand {
 }
 
 /// The commands, sorted by name.
-static COMMANDS: &[&[HmpCommand]] = &[block::COMMANDS, machine::COMMANDS];
+static COMMANDS: &[&[HmpCommand]] = &[block::COMMANDS, devices::COMMANDS, machine::COMMANDS, migration::COMMANDS];
 /// What `info` shows, sorted by name.
-static INFO: &[&[HmpCommand]] = &[block::INFO, machine::INFO];
+static INFO: &[&[HmpCommand]] = &[block::INFO, inspect::INFO, machine::INFO, migration::INFO];
 
 fn sorted(tables: &'static [&'static [HmpCommand]]) -> Vec<&'static HmpCommand> {
     let mut all: Vec<_> = tables.iter().flat_map(|t| t.iter()).collect();

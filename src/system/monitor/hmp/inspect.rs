@@ -1,0 +1,203 @@
+//! What the machine is made of: devices, the PCI bus, CPUs, memory.
+
+use std::{fmt::Write, rc::Rc};
+
+use lockstep_block::text::human_size;
+use lockstep_hw::core::{BusNode, DeviceNode, Property, PropertyKind, PropertyValue};
+use lockstep_util::Result;
+
+use super::{Args, HmpCommand};
+use crate::{
+    machine_options::MachineKind,
+    objects::LocalFuture,
+    qmp::{cpus, pci},
+    vm::Vm,
+};
+
+const fn plain(names: &'static str, help: &'static str, run: super::Handler) -> HmpCommand {
+    HmpCommand { names, params: &[], usage: "", help, run }
+}
+
+pub(super) static INFO: &[HmpCommand] = &[
+    plain("cpus", "show infos for each CPU", info_cpus),
+    plain("hotpluggable-cpus", "Show information about hotpluggable CPUs", info_places),
+    plain("memdev", "show memory backends", info_memdev),
+    plain(
+        "memory_size_summary",
+        "show the amount of initially allocated and present hotpluggable (if enabled) memory in bytes.",
+        info_memory_size,
+    ),
+    plain("mice", "show which guest mouse is receiving events", info_mice),
+    plain("pci", "show PCI info", info_pci),
+    plain("qtree", "show device tree", info_qtree),
+];
+
+fn info_cpus<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let Some(vcpus) = vm.vcpus() else { return Ok(()) };
+        for index in 0..vcpus.len() {
+            let mark = if index == 0 { '*' } else { ' ' };
+            let _ = writeln!(out, "{mark} CPU #{index}: thread_id={}", vcpus.thread_id(index));
+        }
+        Ok(())
+    })
+}
+
+fn info_places<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        if vm.options.machine.kind == MachineKind::None {
+            out.push_str("Error: machine does not support hot-plugging CPUs\n");
+            return Ok(());
+        }
+        out.push_str("Hotpluggable CPUs:\n");
+        for place in cpus::places(vm) {
+            let _ = writeln!(out, "  type: \"{}\"\n  vcpus_count: \"{}\"", place.type_, place.vcpus_count);
+            if let Some(path) = &place.qom_path {
+                let _ = writeln!(out, "  qom_path: \"{path}\"");
+            }
+            out.push_str("  CPUInstance Properties:\n");
+            let p = &place.props;
+            for (name, value) in [("socket-id", p.socket_id), ("core-id", p.core_id), ("thread-id", p.thread_id)] {
+                if let Some(value) = value {
+                    let _ = writeln!(out, "    {name}: \"{value}\"");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+fn info_memdev<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        for m in cpus::memory_backends(vm) {
+            let _ = writeln!(
+                out,
+                "memory backend: {}\n  size:  {}\n  merge: {}\n  dump: {}\n  prealloc: {}\n  share: {}\n  reserve: {}\n  \
+                 policy: {}\n  host nodes: ",
+                m.id.unwrap_or_default(),
+                m.size,
+                m.merge,
+                m.dump,
+                m.prealloc,
+                m.share,
+                m.reserve.unwrap_or(true),
+                m.policy.as_str()
+            );
+        }
+        out.push('\n');
+        Ok(())
+    })
+}
+
+fn info_memory_size<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let _ = writeln!(out, "base memory: {}\nplugged memory: 0", vm.base_memory());
+        Ok(())
+    })
+}
+
+fn info_mice<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let mice = vm.board.input.mice();
+        if mice.is_empty() {
+            out.push_str("No mouse devices connected\n");
+        }
+        for m in mice {
+            let (mark, kind) = (if m.current { '*' } else { ' ' }, if m.absolute { " (absolute)" } else { "" });
+            let _ = writeln!(out, "{mark} Mouse #{}: {}{kind}", m.index, m.name);
+        }
+        Ok(())
+    })
+}
+
+fn info_pci<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let buses = pci::query(vm);
+        if buses.is_empty() {
+            out.push_str("PCI devices not supported\n");
+        }
+        for d in buses.iter().flat_map(|b| &b.devices) {
+            let _ = writeln!(out, "  Bus {:2}, device {:3}, function {}:", d.bus, d.slot, d.function);
+            match &d.class_info.desc {
+                Some(desc) => out.push_str(&format!("    {desc}")),
+                None => out.push_str(&format!("    Class {:04x}", d.class_info.class)),
+            }
+            let _ = writeln!(out, ": PCI device {:04x}:{:04x}", d.id.vendor, d.id.device);
+            if let (Some(vendor), Some(device)) = (d.id.subsystem_vendor, d.id.subsystem) {
+                let _ = writeln!(out, "      PCI subsystem {vendor:04x}:{device:04x}");
+            }
+            if let Some(irq) = d.irq {
+                let pin = (b'A' + (d.irq_pin.clamp(1, 4) - 1) as u8) as char;
+                let _ = writeln!(out, "      IRQ {irq}, pin {pin}");
+            }
+            for r in &d.regions {
+                let (start, end) = (r.address as u64, (r.address as u64).wrapping_add(r.size as u64).wrapping_sub(1));
+                if r.type_ == "io" {
+                    let text = format!("I/O at 0x{:04x} [0x{:04x}]", start, end);
+                    let text = if r.address == -1 { "I/O (not mapped)".to_owned() } else { text };
+                    let _ = writeln!(out, "      BAR{}: {text}", r.bar);
+                } else {
+                    let kind = if r.prefetch == Some(true) { " prefetchable" } else { "" };
+                    let place = if r.address == -1 {
+                        "(not mapped)".to_owned()
+                    } else {
+                        format!("at 0x{start:08x} [0x{end:08x}]")
+                    };
+                    let _ = writeln!(out, "      BAR{}: 32 bit{kind} memory {place}", r.bar);
+                }
+            }
+            let _ = writeln!(out, "      id \"{}\"", d.qdev_id);
+        }
+        Ok(())
+    })
+}
+
+fn info_qtree<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        bus(&vm.board.tree.root(), 0, out);
+        Ok(())
+    })
+}
+
+fn bus(bus: &BusNode, indent: usize, out: &mut String) {
+    let pad = " ".repeat(indent);
+    let _ = writeln!(out, "{pad}bus: {}\n{pad}  type {}", bus.name, bus.type_name);
+    // Those that came last are shown first.
+    for node in bus.children().iter().rev() {
+        device(node, indent + 2, out);
+    }
+}
+
+fn device(node: &DeviceNode, indent: usize, out: &mut String) {
+    let pad = " ".repeat(indent);
+    let _ = writeln!(out, "{pad}dev: {}, id \"{}\"", node.kind.name, node.id.as_deref().unwrap_or(""));
+    for (property, value) in node.properties() {
+        if property.in_qtree {
+            let _ = writeln!(out, "{pad}  {} = {}", property.name, value_text(property, value.as_ref()));
+        }
+    }
+    for line in node.device.qtree_lines() {
+        let _ = writeln!(out, "{pad}  {line}");
+    }
+    for child in node.buses() {
+        bus(&child, indent + 2, out);
+    }
+}
+
+/// A value as QEMU prints it: numbers in both notations, sizes with their unit, text in quotes.
+fn value_text(property: &Property, value: Option<&PropertyValue>) -> String {
+    match (property.kind, value) {
+        (_, None) => "\"\"".into(),
+        (PropertyKind::PciAddress, Some(PropertyValue::Signed(at))) if *at >= 0 => {
+            format!("{:02x}.{:x}", at >> 3, at & 7)
+        }
+        (PropertyKind::PciAddress, _) => "<unset>".into(),
+        (PropertyKind::Size | PropertyKind::BlockSize, Some(PropertyValue::Unsigned(v))) => {
+            format!("{v} ({})", human_size(*v))
+        }
+        (_, Some(PropertyValue::Bool(v))) => v.to_string(),
+        (_, Some(PropertyValue::Unsigned(v))) => format!("{v} (0x{v:x})"),
+        (_, Some(PropertyValue::Signed(v))) => format!("{v} (0x{v:x})"),
+        (_, Some(PropertyValue::Str(v))) => format!("\"{v}\""),
+    }
+}
