@@ -311,6 +311,13 @@ impl CharStream {
                 None => Ok(n),
             },
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
+            // Nothing more will be typed, but whoever reads the output is still there.
+            Ok(0) if port.link.outlives_its_input() => {
+                if let Some(port) = &mut self.port {
+                    port.input = Input::Never;
+                }
+                Err(io::ErrorKind::WouldBlock.into())
+            }
             // A connection that was reset has ended like any other.
             _ => {
                 self.close();

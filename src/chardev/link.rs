@@ -24,6 +24,8 @@ pub(crate) enum Link {
     Socket(OwnedFd),
     /// A datagram socket in non-blocking mode: one write is one packet.
     Datagram(OwnedFd),
+    /// Standard input and output: the end of one is not the end of the other.
+    Standard { read: OwnedFd, write: OwnedFd },
     /// Descriptors that may be in blocking mode.
     Files { read: Option<OwnedFd>, write: Option<OwnedFd> },
     /// Swallows everything.
@@ -39,6 +41,7 @@ impl Link {
     pub fn read_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Socket(fd) | Self::Datagram(fd) => Some(fd.as_fd()),
+            Self::Standard { read, .. } => Some(read.as_fd()),
             Self::Files { read, .. } => read.as_ref().map(AsFd::as_fd),
             Self::Null | Self::Ring(_) | Self::Memory(_) => None,
         }
@@ -48,6 +51,7 @@ impl Link {
     pub fn write_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Socket(fd) | Self::Datagram(fd) => Some(fd.as_fd()),
+            Self::Standard { write, .. } => Some(write.as_fd()),
             Self::Files { write, .. } => write.as_ref().map(AsFd::as_fd),
             Self::Null | Self::Ring(_) | Self::Memory(_) => None,
         }
@@ -57,7 +61,7 @@ impl Link {
     pub fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Socket(fd) | Self::Datagram(fd) => retry(|| rustix::io::read(fd, &mut *buf)),
-            Self::Files { read: Some(fd), .. } => {
+            Self::Standard { read: fd, .. } | Self::Files { read: Some(fd), .. } => {
                 ready(fd.as_fd(), PollFlags::IN)?;
                 // The end of the other side of a terminal is an error, not an end of file.
                 match retry(|| rustix::io::read(fd, &mut *buf)) {
@@ -77,7 +81,7 @@ impl Link {
                 let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
                 retry(|| rustix::net::sendmsg(fd, data, &mut Default::default(), flags))
             }
-            Self::Files { write: Some(fd), .. } => {
+            Self::Standard { write: fd, .. } | Self::Files { write: Some(fd), .. } => {
                 ready(fd.as_fd(), PollFlags::OUT)?;
                 let Some(first) = data.iter().find(|s| !s.is_empty()) else { return Ok(0) };
                 let first = &first[..first.len().min(PIPE_BUF)];
@@ -91,6 +95,11 @@ impl Link {
                 Ok(data.iter().map(|s| s.len()).sum())
             }
         }
+    }
+
+    /// Whether writing goes on after the end of the input.
+    pub fn outlives_its_input(&self) -> bool {
+        matches!(self, Self::Standard { .. })
     }
 
     /// Ends the connection for both sides, from any thread.

@@ -34,7 +34,7 @@ pub(super) fn make(signal: bool) -> Result<Backend> {
     set_raw(signal);
     let read = std::io::stdin().as_fd().try_clone_to_owned()?;
     let write = std::io::stdout().as_fd().try_clone_to_owned()?;
-    let mut backend = Backend::of_link(Link::Files { read: Some(read), write: Some(write) }, "stdio");
+    let mut backend = Backend::of_link(Link::Standard { read, write }, "stdio");
     backend.keep = Some(Box::new(hold));
     Ok(backend)
 }
