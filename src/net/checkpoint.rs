@@ -1,6 +1,6 @@
 //! What a COLO checkpoint and a failover do to the networks, on either side.
 //!
-//! On the primary: stop; [`NetRegistry::drain_mirrors`]; … everything has arrived …;
+//! On the primary: stop; [`NetRegistry::compare_end_epoch`]; [`NetRegistry::drain_mirrors`]; … everything has arrived …;
 //! [`NetRegistry::compare_checkpoint_flush`]; [`NetRegistry::mirror_again`]; go on.
 //! On the secondary: stop; [`NetRegistry::drain_outgoing`] before the answer; [`NetRegistry::discard_incoming`] before it
 //! says that everything has arrived; load; [`NetRegistry::filters_checkpoint`]; go on.
@@ -94,6 +94,15 @@ impl NetRegistry {
                     frames.iter().for_each(|frame| mirror.copy(frame));
                 }
             }
+        }
+    }
+
+    /// Primary, the secondary having stopped and drained its output: everything of this epoch is taken in, and what comes
+    /// from here to the flush belongs to the next.
+    pub async fn compare_end_epoch(&self) {
+        let compares: Vec<_> = self.inner.compares.borrow().values().cloned().collect();
+        for compare in compares {
+            compare.end_epoch().await;
         }
     }
 

@@ -42,6 +42,7 @@ impl NetCheckpoint for ColoNet {
     fn drain_mirrors(&self) -> LocalFuture<'_, ()> {
         Box::pin(async move {
             if let Some(net) = self.net() {
+                net.compare_end_epoch().await;
                 net.drain_mirrors(DRAIN_LIMIT).await;
             }
         })

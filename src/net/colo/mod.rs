@@ -130,6 +130,15 @@ impl ColoCompare {
         self.commands.borrow().as_ref().is_some_and(|tx| tx.send(command).is_ok())
     }
 
+    /// The secondary has stopped, and everything that it said is with this host: takes that in, and nothing more before
+    /// the next flush, since what comes then is of the new epoch.
+    pub(crate) async fn end_epoch(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.command(Command::EndEpoch(done)) {
+            let _ = wait.await;
+        }
+    }
+
     /// Releases what is held and makes both sides equal: all of a checkpoint has arrived at the secondary. The secondary's
     /// stream is read empty first, and the primary's as far as `primary_bytes`, if that is known.
     pub(crate) async fn flush(&self, primary_bytes: Option<u64>) {

@@ -51,6 +51,7 @@ pub(crate) struct Settings {
 
 pub(crate) enum Command {
     Configure { config: CompareConfig, scan_ms: u64 },
+    EndEpoch(oneshot::Sender<()>),
     Flush { primary_bytes: Option<u64>, done: oneshot::Sender<()> },
     Stats(oneshot::Sender<CompareStats>),
     Stop(oneshot::Sender<()>),
@@ -109,6 +110,8 @@ struct Task {
     lost: u64,
     /// Someone outside asked for a flush.
     flush_asked: bool,
+    /// The secondary has said all of this epoch: what it says now is for the next.
+    epoch_ended: bool,
 }
 
 pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::UnboundedReceiver<Command>) {
@@ -126,13 +129,14 @@ pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::Unbo
         released: Output::default(),
         lost: 0,
         flush_asked: false,
+        epoch_ended: false,
     };
     let mut buf = vec![0; READ_SIZE];
     let mut next_scan = tokio::time::Instant::now() + task.scan_period();
     loop {
         let free = task.outgoing.is_empty();
         let want_primary = free && !primary.broken && task.engine.primary_has_room();
-        let want_secondary = free && !secondary.broken && task.engine.secondary_has_room();
+        let want_secondary = free && !secondary.broken && !task.epoch_ended && task.engine.secondary_has_room();
         let patience = task.engine.next_deadline().map(|at| {
             let left = (at - task.now()).max(0);
             Duration::from_nanos(left as u64)
@@ -145,6 +149,13 @@ pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::Unbo
                     task.engine.set_config(config);
                     task.settings.scan_ms = scan_ms;
                     next_scan = tokio::time::Instant::now() + task.scan_period();
+                }
+                Some(Command::EndEpoch(done)) => {
+                    let now = task.now();
+                    let (engine, released) = (&mut task.engine, &mut task.released);
+                    while !task.epoch_ended && secondary.read(&mut buf, |frame| engine.secondary(frame, now, released)) {}
+                    task.epoch_ended = true;
+                    let _ = done.send(());
                 }
                 Some(Command::Flush { primary_bytes, done }) => {
                     task.flush(&mut primary, &mut secondary, primary_bytes, &mut buf).await;
@@ -274,9 +285,11 @@ impl Task {
         primary_bytes: Option<u64>,
         buf: &mut [u8],
     ) {
-        // The secondary's old words are about a guest that no longer exists.
-        while secondary.read(buf, |_| ()) {}
-        secondary.reader.discard_partial();
+        // The secondary's old words are about a guest that no longer exists. Its new ones may have come already.
+        if !std::mem::take(&mut self.epoch_ended) {
+            while secondary.read(buf, |_| ()) {}
+            secondary.reader.discard_partial();
+        }
         // What the primary had sent before it stopped belongs to the old epoch, wherever it is.
         let limit = tokio::time::Instant::now() + BARRIER_LIMIT;
         loop {

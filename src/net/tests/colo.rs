@@ -71,6 +71,7 @@ impl Pair {
         self.s.net.set_running(false);
         assert!(self.s.net.drain_outgoing(Duration::from_secs(5)).await);
         self.p.net.set_running(false);
+        self.p.net.compare_end_epoch().await;
         assert!(self.p.net.drain_mirrors(Duration::from_secs(5)).await);
         let tables = serde_json::to_string(&self.p.net.export_tables()).unwrap();
         self.s.net.discard_incoming().await;
@@ -126,6 +127,26 @@ fn a_different_answer_asks_for_a_checkpoint_which_releases_the_primarys() {
         p.peer.send(udp(b"next").data);
         assert_eq!(p.next_on_wire().await, udp(b"next").data);
         assert!(p.wire_is_quiet());
+    });
+}
+
+#[test]
+fn what_the_secondary_says_in_the_new_epoch_before_the_release_is_not_lost() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        p.peer.send(udp(b"held").data);
+        s.peer.send(udp(b"stale").data);
+        assert!(s.net.drain_outgoing(Duration::from_secs(5)).await);
+        p.net.compare_end_epoch().await;
+        // The secondary is quick: it has applied the checkpoint and speaks before the primary has released anything.
+        s.peer.send(udp(b"new").data);
+        assert!(s.net.drain_outgoing(Duration::from_secs(5)).await);
+        p.net.compare_checkpoint_flush().await;
+        assert_eq!(p.next_on_wire().await, udp(b"held").data);
+        p.peer.send(udp(b"new").data);
+        assert_eq!(p.next_on_wire().await, udp(b"new").data);
+        assert_eq!(p.net.compare_stats().await["comp0"].ahead_packets, 0);
     });
 }
 
