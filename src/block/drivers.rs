@@ -13,6 +13,7 @@ pub static TABLE: &[&DriverDef] = &[
     &crate::quorum::QUORUM,
     &crate::raw::RAW,
     &crate::replication::REPLICATION,
+    &crate::throttle::THROTTLE,
 ];
 
 /// The names of all drivers.

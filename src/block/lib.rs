@@ -33,6 +33,7 @@ pub mod raw;
 pub mod replication;
 pub mod requests;
 pub mod text;
+pub mod throttle;
 pub mod yank;
 
 pub use backend::{Backend, BlockBackend, BlockOp, GuestDevice, IoStatus, MediumChange};

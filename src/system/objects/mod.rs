@@ -3,6 +3,7 @@
 mod help;
 mod iothread;
 mod net;
+mod throttle;
 
 use std::{cell::RefCell, future::Future, pin::Pin, rc::Rc};
 
@@ -109,12 +110,13 @@ async fn create(vm: &Rc<Vm>, id: &str, options: ObjectOptionsBranch) -> Result<R
         | ObjectOptionsBranch::FilterMirror(_)
         | ObjectOptionsBranch::FilterRedirector(_)
         | ObjectOptionsBranch::FilterRewriter(_) => net::create(vm, id, options),
+        ObjectOptionsBranch::ThrottleGroup(properties) => throttle::create(vm, id, &properties),
         other => Err(err!("Parameter 'qom-type' does not accept value '{}'", other.tag().as_str())),
     }
 }
 
 /// The types of objects that there are.
-pub const TYPES: [ObjectType; 7] = [
+pub const TYPES: [ObjectType; 8] = [
     ObjectType::ColoCompare,
     ObjectType::FilterBuffer,
     ObjectType::FilterDump,
@@ -122,6 +124,7 @@ pub const TYPES: [ObjectType; 7] = [
     ObjectType::FilterRedirector,
     ObjectType::FilterRewriter,
     ObjectType::Iothread,
+    ObjectType::ThrottleGroup,
 ];
 
 /// Whether an object needs network backends or character devices that come later than the first objects.
