@@ -65,7 +65,8 @@ impl DmaRegs {
                 self.status &= 0xf0;
                 value
             }
-            7 => self.mask,
+            // At the command register's second place as well, where QEMU has it.
+            1 | 7 => self.mask,
             _ => 0,
         }
     }

@@ -36,7 +36,8 @@ const ST0_INVALID: u8 = 0x80;
 const ST0_READY_CHANGED: u8 = 0xc0;
 const ST1_NO_ADDRESS_MARK: u8 = 0x01;
 const ST3_TRACK_0: u8 = 0x10;
-const ST3_ALWAYS: u8 = 0x28;
+/// Two sides, ready, write protected: there is no medium to write to.
+const ST3_ALWAYS: u8 = 0x68;
 
 const CONFIG_THRESHOLD: u8 = 0x0f;
 const CONFIG_POLL: u8 = 0x10;
@@ -430,14 +431,15 @@ impl FdcRegs {
     fn dump_registers(&mut self) {
         let [d0, d1] = self.drives;
         let d = *self.drive();
-        let dma_off = u8::from(self.dor & DOR_DMA == 0);
+        // QEMU's polarity: set while DMA is on.
+        let dma = u8::from(self.dor & DOR_DMA != 0);
         self.begin_result(&[
             d0.track,
             d1.track,
             0,
             0,
             self.timers[0],
-            self.timers[1] << 1 | dma_off,
+            self.timers[1] << 1 | dma,
             self.eot,
             self.lock << 7 | d.perpendicular << 2,
             self.config & (CONFIG_THRESHOLD | CONFIG_POLL | CONFIG_FIFO | CONFIG_IMPLIED_SEEK),

@@ -66,10 +66,10 @@ fn it_is_an_82078_with_drives_at_track_0() {
     let s = setup();
     assert_eq!(s.command(&[0x10]), [0x90]);
     assert_eq!(s.command(&[0x18]), [0x41]);
-    assert_eq!(s.command(&[0x04, 0x00]), [0x38]);
+    assert_eq!(s.command(&[0x04, 0x00]), [0x78]);
     assert_eq!(s.command(&[0x94]), [0x10]);
     assert!(s.command(&[0x03, 0xaf, 0x02]).is_empty());
-    assert_eq!(s.command(&[0x0e]), [0, 0, 0, 0, 0x0a, 0x02, 0, 0x80, 0x60, 0]);
+    assert_eq!(s.command(&[0x0e]), [0, 0, 0, 0, 0x0a, 0x03, 0, 0x80, 0x60, 0]);
     assert_eq!(s.command(&[0x1f]), [0x80], "no such command");
     assert_eq!(s.board.port_space.read_u8(0x3f7) & 0x80, 0x80, "the medium was changed");
 }

@@ -116,7 +116,8 @@ pub struct PcMachine {
 }
 
 const PIIX_SLOT: u8 = 1;
-const SMBUS_BASE: u16 = 0x700;
+/// Where the SMBus ports are until firmware moves them.
+const SMBUS_BASE: u16 = 0xb100;
 /// Functions of the PIIX3's slot.
 const IDE_DEVFN: u8 = PIIX_SLOT << 3 | 1;
 const IDE_IRQS: [usize; 2] = [14, 15];

@@ -111,6 +111,10 @@ impl Rtc {
 
     fn follow(&self, regs: &RtcRegs) {
         self.irq.set(regs.irq());
+        self.follow_timers(regs);
+    }
+
+    fn follow_timers(&self, regs: &RtcRegs) {
         for (timer, deadline) in [(&self.periodic, regs.periodic_deadline()), (&self.update, regs.update_deadline())] {
             if timer.deadline() != deadline {
                 match deadline {
@@ -136,6 +140,7 @@ impl Snapshot for Rtc {
     fn restore(&self, wire: RtcState) {
         let mut regs = self.regs.lock();
         regs.load(&wire);
-        self.follow(&regs);
+        // The interrupt controllers load their inputs themselves: a change now would be an interrupt that the guest did not have.
+        self.follow_timers(&regs);
     }
 }

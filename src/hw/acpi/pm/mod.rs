@@ -218,6 +218,10 @@ impl Piix4Pm {
 
     fn follow(&self, pm: &PmRegs) {
         self.sci.set(pm.sci());
+        self.follow_timer(pm);
+    }
+
+    fn follow_timer(&self, pm: &PmRegs) {
         if self.timer.deadline() != pm.deadline() {
             match pm.deadline() {
                 Some(at) => self.timer.arm(at),
@@ -337,11 +341,8 @@ impl Snapshot for Piix4Pm {
         state.pm.load(&wire);
         state.smbus.load(&wire.smb);
         state.hotplug.load(&wire);
-        if state.pm.deadline().is_none() {
-            self.timer.cancel();
-        } else {
-            self.follow(&state.pm);
-        }
+        // The interrupt controllers load their inputs themselves.
+        self.follow_timer(&state.pm);
     }
 }
 

@@ -25,8 +25,7 @@ use crate::{
 const PIRQ_ROUTES: usize = 0x60;
 
 /// Registers that a reset sets (section 2.2).
-const AT_RESET: [(usize, u8); 12] = [
-    (0x04, 0x07),
+const AT_RESET: [(usize, u8); 11] = [
     (0x07, 0x02),
     (0x4c, 0x4d),
     (0x4e, 0x03),

@@ -57,7 +57,7 @@ fn registers_after_reset_are_the_datasheets() {
     s.bridge.reset(ResetKind::Cold);
     let read = |at| s.bridge.config_read(at, 4);
     assert_eq!([read(0x00), read(0x08), read(0x4c), read(0x68)], [0x7000_8086, 0x0601_0000, 0x0003_004d, 0x200]);
-    assert_eq!([read(0x04), read(0x0c)], [0x0200_0007, 0x0080_0000]);
+    assert_eq!([read(0x04), read(0x0c)], [0x0200_0000, 0x0080_0000]);
     assert_eq!([read(0x70), read(0x74), read(0x78), read(0xa0), read(0xa8)], [0x80, 0x0c0c_0000, 2, 8, 0xf]);
 }
 
