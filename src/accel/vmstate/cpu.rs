@@ -416,7 +416,8 @@ impl CpuWire {
                 .iter()
                 .find(|&&(i, v)| i == msr::KVM_POLL_CONTROL && v != 1)
                 .map(|&(_, value)| PollControl { value }),
-            pvm: nonzero(msr::PVM_VCPU_STRUCT).map(|value| Pvm { value }),
+            // Bits 10 and 11 show in any guest; one that has not registered can go where kvm-pvm is not known.
+            pvm: nonzero(msr::PVM_VCPU_STRUCT).filter(|value| value & !0xc00 != 0).map(|value| Pvm { value }),
             blocking: (blocking != 0).then_some(Blocking { bits: blocking }),
         }
     }
