@@ -7,6 +7,7 @@ pub mod cpu_model;
 pub mod cpu_state;
 pub mod kvm;
 pub mod qtest;
+pub mod tcg;
 mod threads;
 pub mod vmstate;
 

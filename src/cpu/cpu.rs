@@ -107,6 +107,8 @@ pub struct Cpu {
     pub(crate) nmi_waits: bool,
     /// An application processor between INIT and its start-up IPI.
     pub(crate) wait_for_sipi: bool,
+    /// An event whose delivery another engine began.
+    pub(crate) injected: Option<(u8, Option<u32>, bool)>,
     /// The instruction that was last found not to be one.
     pub(crate) unknown: Option<Instruction>,
 
@@ -206,6 +208,7 @@ impl Cpu {
             nmi_masked: false,
             nmi_waits: false,
             wait_for_sipi: false,
+            injected: None,
             unknown: None,
             physical_bits,
             huge: features.gigabyte_pages,
@@ -485,6 +488,16 @@ impl Cpu {
         self.link.clear(request::SIPI);
         if std::mem::take(&mut self.trap_after) {
             self.deliver_exception(Reason::Exception { vector: 1, code: None, address: 0 })?;
+        }
+        if let Some((vector, code, external)) = self.injected.take() {
+            self.halted = false;
+            if external {
+                self.deliver_interrupt(vector)?;
+            } else {
+                let address = self.cr2;
+                self.deliver_exception(Reason::Exception { vector, code, address })?;
+            }
+            return Ok(None);
         }
         if self.shadow {
             // One instruction goes first.

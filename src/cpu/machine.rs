@@ -2,7 +2,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,6 +26,8 @@ pub struct Machine {
     /// The same by block and 64-page word, for looking at what devices wrote.
     words: RwLock<HashMap<(usize, usize), CodeWord>>,
     links: Mutex<Vec<Arc<CpuLink>>>,
+    /// The A20 gate is closed: address bit 20 is always 0.
+    a20_closed: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -41,6 +46,7 @@ impl Machine {
             code: RwLock::default(),
             words: RwLock::default(),
             links: Mutex::default(),
+            a20_closed: AtomicBool::new(false),
         });
         memory.add_listener(Arc::new(MapListener(Arc::downgrade(&this))));
         this
@@ -53,6 +59,17 @@ impl Machine {
     pub fn attach_ram(self: &Arc<Self>, ram: &RamList) -> Result<()> {
         ram.add_dirty_log(Arc::new(TranslationLog(Arc::downgrade(self))));
         ram.set_logging(DirtyClient::Code, true)
+    }
+
+    /// Opens or closes the A20 gate.
+    pub fn set_a20(&self, open: bool) {
+        if self.a20_closed.swap(!open, Ordering::SeqCst) == open {
+            self.links.lock().iter().for_each(|l| l.raise(request::FLUSH));
+        }
+    }
+
+    pub(crate) fn a20_mask(&self) -> u64 {
+        if self.a20_closed.load(Ordering::SeqCst) { !(1 << 20) } else { u64::MAX }
     }
 
     pub(crate) fn add_link(&self, link: Arc<CpuLink>) {

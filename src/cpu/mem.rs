@@ -410,6 +410,7 @@ impl Cpu {
         self.old_ranges.push(std::mem::replace(&mut self.ranges, ram_ranges(&view)));
         drop(view);
         self.last_range = 0;
+        self.a20_mask = self.machine.a20_mask();
         let base = self.platform.apic_base();
         // Enabled and not in x2APIC mode.
         self.apic_page = if base & 0xc00 == 0x800 { base & 0xf_ffff_f000 } else { NONE };

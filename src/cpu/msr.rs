@@ -32,6 +32,7 @@ pub mod index {
     pub const PAT: u32 = 0x277;
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
     pub const MC0_CTL: u32 = 0x400;
+    pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
     pub const LSTAR: u32 = 0xc000_0082;
@@ -172,6 +173,11 @@ impl Cpu {
             TSC_AUX => m.tsc_aux,
             VM_HSAVE_PA => m.vm_hsave_pa,
             SYSCFG | HWCR => 0,
+            // The platform counts without the guest's offset.
+            TSC_DEADLINE => match self.outside(|cpu| cpu.platform.read_msr(n))? {
+                0 => 0,
+                at => at.wrapping_add(self.msrs.tsc_offset),
+            },
             _ => return self.outside(|cpu| cpu.platform.read_msr(n)),
         })
     }
@@ -251,6 +257,10 @@ impl Cpu {
             VM_HSAVE_PA => self.msrs.vm_hsave_pa = value,
             SYSCFG | HWCR => {}
             FEATURE_CONTROL | MTRR_CAP | MCG_CAP => return false,
+            TSC_DEADLINE => {
+                let at = if value == 0 { 0 } else { value.wrapping_sub(self.msrs.tsc_offset) };
+                return self.outside(|cpu| cpu.platform.write_msr(n, at));
+            }
             _ => {
                 let taken = self.outside(|cpu| cpu.platform.write_msr(n, value));
                 if n == APIC_BASE {

@@ -20,6 +20,8 @@ pub struct Events {
     pub nmi_pending: bool,
     /// An application processor that waits for its start-up IPI.
     pub wait_for_sipi: bool,
+    /// An event whose delivery has begun elsewhere: vector, error code, whether it is external.
+    pub injected: Option<(u8, Option<u32>, bool)>,
 }
 
 /// All of a processor that is its own.
@@ -105,8 +107,14 @@ impl Cpu {
                 nmi_masked: self.nmi_masked,
                 nmi_pending: self.nmi_waits || self.link.pending() & request::NMI != 0,
                 wait_for_sipi: self.wait_for_sipi,
+                injected: self.injected,
             },
         }
+    }
+
+    /// What the guest's time-stamp counter is ahead of the platform's.
+    pub fn tsc_offset(&self) -> u64 {
+        self.msrs.tsc_offset
     }
 
     /// Sets the registers. To be called while the processor stands. What a processor cannot hold is cut off, so that any
@@ -147,6 +155,11 @@ impl Cpu {
         self.nmi_masked = r.events.nmi_masked;
         self.nmi_waits = false;
         self.wait_for_sipi = r.events.wait_for_sipi;
+        self.injected = r.events.injected;
+        if self.injected.is_some() {
+            // So that it is looked at first.
+            self.link.raise(request::INTERRUPT);
+        }
         self.trap_after = false;
         self.interrupt_waits = false;
         // Old requests belong to what was before; the controller is asked anew.

@@ -1,0 +1,149 @@
+//! Lockstep's own software CPU as an engine: for hosts without a usable KVM, and for tests anywhere.
+//!
+//! Interrupt controllers are the machine's own: the local APICs here, the 8259 pair and the I/O APIC as devices. The
+//! time-stamp counter counts nanoseconds of the machine's virtual clock, so that it stands while the guest does.
+
+mod apic;
+mod convert;
+mod vcpu;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, OnceLock};
+
+use kvm_bindings::kvm_cpuid_entry2;
+use lockstep_cpu::{CpuLink, CpuidLeaf, Machine};
+use lockstep_event::Clocks;
+use lockstep_hw::{
+    core::{IrqLine, IrqSink},
+    irqchip::{MsiSink, ioapic::IoApic, pic::PicPair},
+};
+use lockstep_memory::{AddressSpace, RamList};
+use lockstep_util::{Error, Result, err};
+
+pub use apic::{ApicBus, LocalApic};
+pub use vcpu::TcgVcpu;
+
+use crate::{Vcpu, cpu_model::CpuModel};
+
+/// Frequency of the guest's time-stamp counter, in kHz.
+pub const TSC_KHZ: u32 = 1_000_000;
+
+/// A virtual machine whose CPUs are software.
+pub struct TcgMachine {
+    clocks: Clocks,
+    apics: Arc<ApicBus>,
+    machine: OnceLock<Arc<Machine>>,
+}
+
+impl TcgMachine {
+    /// A machine without memory and CPUs yet.
+    pub fn new(clocks: Clocks) -> Arc<Self> {
+        Arc::new(Self { clocks, apics: ApicBus::new(), machine: OnceLock::new() })
+    }
+
+    /// Gives the guest its memory and ports, and follows the map and dirty logging from now on. Once, before any vCPU.
+    ///
+    /// # Errors
+    /// When logging cannot be followed.
+    pub fn attach_memory(&self, memory: &AddressSpace, ports: &AddressSpace, ram: &RamList) -> Result<()> {
+        let machine = self.machine.get_or_init(|| Machine::new(memory, ports));
+        machine.attach_ram(ram)
+    }
+
+    /// Has blocks that were made since noticed as well: to be called when the machine is complete.
+    ///
+    /// # Errors
+    /// When logging cannot be followed.
+    pub fn watch_code(&self, ram: &RamList) -> Result<()> {
+        ram.set_logging(lockstep_memory::DirtyClient::Code, true)
+    }
+
+    /// Connects the local APICs to the machine's other controllers. Once, before the guest runs.
+    pub fn connect(&self, pic: Arc<PicPair>, ioapic: Arc<IoApic>) {
+        self.apics.connect(pic, ioapic);
+    }
+
+    /// Who takes the messages of the I/O APIC and of devices.
+    pub fn local_apics(&self) -> Arc<dyn MsiSink> {
+        self.apics.clone()
+    }
+
+    /// The line that the 8259's output is wired to: LINT0 of the boot processor.
+    pub fn pic_output(&self) -> IrqLine {
+        let apics = self.apics.clone();
+        let sink: Arc<dyn IrqSink> = Arc::new(move |_: u32, level: bool| apics.set_pic_output(level));
+        IrqLine::new(sink, 0)
+    }
+
+    /// The A20 gate.
+    pub fn a20(self: &Arc<Self>) -> IrqLine {
+        let this = self.clone();
+        let sink: Arc<dyn IrqSink> = Arc::new(move |_: u32, level: bool| {
+            if let Some(machine) = this.machine.get() {
+                machine.set_a20(level);
+            }
+        });
+        IrqLine::new(sink, 0)
+    }
+
+    /// The CPUID leaves of a vCPU. Warnings of features that are not there go to `warn`.
+    pub fn cpuid(&self, model: &CpuModel, index: u32, warn: &mut dyn FnMut(String)) -> Vec<kvm_cpuid_entry2> {
+        let supported: Vec<_> = lockstep_cpu::supported_cpuid().iter().map(entry_of).collect();
+        let mut text = |w: String| warn(w.replacen("host doesn't", "TCG doesn't", 1));
+        let mut leaves = model.cpuid_for_kvm(&supported, index, &mut text);
+        // The hypervisor's leaves are KVM's there.
+        let word = u32::from_le_bytes(*b"TCGT");
+        leaves.retain(|l| l.function >> 16 != 0x4000);
+        leaves.push(kvm_cpuid_entry2 {
+            function: 0x4000_0000,
+            eax: 0x4000_0001,
+            ebx: word,
+            ecx: u32::from_le_bytes(*b"CGTC"),
+            edx: u32::from_le_bytes(*b"GTCG"),
+            ..Default::default()
+        });
+        leaves.push(kvm_cpuid_entry2 { function: 0x4000_0001, ..Default::default() });
+        leaves
+    }
+
+    /// Makes a vCPU with these CPUID leaves; the machine will have `count`.
+    ///
+    /// # Errors
+    /// When the host has no memory for generated code, or before memory was attached.
+    pub fn create_vcpu(&self, index: u32, cpuid: &[kvm_cpuid_entry2], count: usize) -> Result<Box<dyn Vcpu>> {
+        let machine = self.machine.get().ok_or_else(|| err!("a vCPU needs memory"))?;
+        let link = CpuLink::new();
+        let apic = self.apics.add(index, link.clone(), &self.clocks);
+        let leaves: Vec<_> = cpuid.iter().map(leaf_of).collect();
+        let cpu = lockstep_cpu::Cpu::new(machine, apic.clone(), link, leaves, count)
+            .map_err(|e| Error::with_errno("cannot set up the software CPU", &e))?;
+        let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
+        Ok(Box::new(TcgVcpu::new(cpu, apic, index, signature)?))
+    }
+}
+
+fn entry_of(leaf: &CpuidLeaf) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function: leaf.leaf,
+        index: leaf.subleaf.unwrap_or(0),
+        flags: u32::from(leaf.subleaf.is_some()),
+        eax: leaf.eax,
+        ebx: leaf.ebx,
+        ecx: leaf.ecx,
+        edx: leaf.edx,
+        padding: [0; 3],
+    }
+}
+
+fn leaf_of(entry: &kvm_cpuid_entry2) -> CpuidLeaf {
+    CpuidLeaf {
+        leaf: entry.function,
+        subleaf: (entry.flags & 1 != 0).then_some(entry.index),
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
+    }
+}

@@ -1,0 +1,88 @@
+//! A software CPU as a vCPU.
+
+use std::sync::Arc;
+
+use lockstep_cpu::{Cpu, Exit, request};
+use lockstep_util::{Result, err};
+
+use super::{
+    apic::LocalApic,
+    convert::{from_state, to_state},
+};
+use crate::{
+    CpuState, Vcpu, VcpuEvent,
+    cpu_state::{MpState, msr},
+};
+
+/// A vCPU that this process executes.
+pub struct TcgVcpu {
+    cpu: Box<Cpu>,
+    apic: Arc<LocalApic>,
+    id: u32,
+    /// EAX of CPUID leaf 1, which EDX holds after a reset.
+    signature: u32,
+}
+
+impl TcgVcpu {
+    pub(super) fn new(cpu: Box<Cpu>, apic: Arc<LocalApic>, id: u32, signature: u32) -> Result<Self> {
+        let mut this = Self { cpu, apic, id, signature };
+        this.reset()?;
+        Ok(this)
+    }
+}
+
+impl Vcpu for TcgVcpu {
+    fn run(&mut self) -> VcpuEvent {
+        loop {
+            match self.cpu.run() {
+                Exit::Kicked => return VcpuEvent::Kicked,
+                Exit::Halted => self.cpu.wait(),
+                Exit::TripleFault => return VcpuEvent::TripleFault,
+            }
+        }
+    }
+
+    /// Instructions end before `run` returns.
+    fn finish_io(&mut self) {}
+
+    fn save(&mut self) -> Result<CpuState> {
+        let mut state = to_state(&self.cpu.registers());
+        let (page, base, deadline) = self.apic.save();
+        state.cr8 = u64::from(page.get(0x80) >> 4 & 15);
+        state.apic = page;
+        state.set_msr(msr::APIC_BASE, base);
+        // The guest's counter and the virtual clock differ by an offset.
+        let offset = self.cpu.tsc_offset();
+        state.set_msr(msr::TSC_DEADLINE, if deadline == 0 { 0 } else { deadline.wrapping_add(offset) });
+        if state.mp_state == MpState::InitReceived && base & 0x100 != 0 {
+            state.mp_state = MpState::Runnable;
+        }
+        Ok(state)
+    }
+
+    fn load(&mut self, state: &CpuState) -> Result<()> {
+        if state.fpu.avx512.as_ref().is_some_and(|a| a.iter().any(|&b| b != 0)) {
+            return Err(err!("TCG has no AVX-512 registers"));
+        }
+        self.cpu.set_registers(&from_state(state));
+        let deadline = match state.msr(msr::TSC_DEADLINE) {
+            0 => 0,
+            value => value.wrapping_sub(self.cpu.tsc_offset()).max(1),
+        };
+        self.apic.load(&state.apic, state.msr(msr::APIC_BASE), deadline);
+        Ok(())
+    }
+
+    fn reset(&mut self) -> Result<()> {
+        self.load(&CpuState::reset(self.id, self.id == 0, self.signature))
+    }
+
+    fn kicker(&self) -> Box<dyn Fn() + Send + Sync> {
+        let link = self.cpu.link().clone();
+        Box::new(move || link.raise(request::EXIT))
+    }
+
+    fn id(&self) -> u32 {
+        self.id
+    }
+}
