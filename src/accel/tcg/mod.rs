@@ -12,7 +12,7 @@ mod tests;
 
 use std::sync::{Arc, OnceLock};
 
-use kvm_bindings::kvm_cpuid_entry2;
+pub use kvm_bindings::kvm_cpuid_entry2;
 use lockstep_cpu::{CpuLink, CpuidLeaf, Machine};
 use lockstep_event::Clocks;
 use lockstep_hw::{

@@ -4,8 +4,8 @@ use std::{rc::Rc, sync::Arc};
 
 use lockstep_event::{Clock, Local};
 use lockstep_hw::{
-    core::{PropertyInput, QomParent, ResetKind, create_device},
-    irqchip::KernelIrqChip,
+    core::{IrqLine, PropertyInput, QomParent, ResetKind, create_device},
+    irqchip::{KernelIrqChip, MsiSink},
     pc::{BootConfig, CpuSlot, KernelConfig, PcConfig, PcHooks, PcMachine, Stage},
     rtc::RtcConfig,
 };
@@ -58,7 +58,28 @@ impl PcHooks for Hooks<'_> {
     fn kernel_irqchip(&self) -> Option<Arc<dyn KernelIrqChip>> {
         match &self.vm.accelerator {
             Accelerator::Kvm(kvm) => Some(kvm.clone()),
-            Accelerator::Qtest | Accelerator::None => None,
+            Accelerator::Tcg(_) | Accelerator::Qtest | Accelerator::None => None,
+        }
+    }
+
+    fn local_apics(&self) -> Option<Arc<dyn MsiSink>> {
+        match &self.vm.accelerator {
+            Accelerator::Tcg(tcg) => Some(tcg.local_apics()),
+            _ => None,
+        }
+    }
+
+    fn pic_output(&self) -> IrqLine {
+        match &self.vm.accelerator {
+            Accelerator::Tcg(tcg) => tcg.pic_output(),
+            _ => IrqLine::unconnected(),
+        }
+    }
+
+    fn a20(&self) -> IrqLine {
+        match &self.vm.accelerator {
+            Accelerator::Tcg(tcg) => tcg.a20(),
+            _ => IrqLine::unconnected(),
         }
     }
 
@@ -156,6 +177,10 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     } && device_types().find("VGA").is_some();
     let mut hooks = Hooks { vm, ports, vga };
     let machine = PcMachine::build(config, &vm.board, &mut hooks)?;
+    if let (Accelerator::Tcg(tcg), Some(pic), Some(ioapic)) = (&vm.accelerator, machine.pic(), machine.ioapic()) {
+        tcg.connect(pic.clone(), ioapic.clone());
+        tcg.watch_code(&vm.board.ram)?;
+    }
     let ide = machine.ide.clone();
     vm.add_state_listener(move |running, _| {
         if running {

@@ -6,6 +6,7 @@ use lockstep_accel::{
     Vcpu, VcpuEvent, VcpuSet,
     cpu_model::CpuModel,
     kvm::{KvmClock, KvmMachine},
+    tcg::{TcgMachine, kvm_cpuid_entry2},
     vmstate,
 };
 use lockstep_event::Local;
@@ -24,6 +25,17 @@ pub(super) struct CpuFacts {
     pub amd: bool,
 }
 
+impl CpuFacts {
+    fn of(cpuid: &[kvm_cpuid_entry2]) -> Self {
+        let leaf = |function| cpuid.iter().find(|e| e.function == function);
+        Self {
+            leaf_1: leaf(1).map_or((0, 0), |e| (e.eax, e.edx)),
+            // "Auth" of AuthenticAMD.
+            amd: leaf(0).is_some_and(|e| e.ebx == 0x6874_7541),
+        }
+    }
+}
+
 /// Makes the vCPUs with their threads, stopped.
 ///
 /// # Errors
@@ -31,6 +43,7 @@ pub(super) struct CpuFacts {
 pub(super) fn create(vm: &Rc<Vm>) -> Result<CpuFacts> {
     match &vm.accelerator {
         Accelerator::Kvm(kvm) => create_kvm(vm, kvm),
+        Accelerator::Tcg(tcg) => create_tcg(vm, tcg),
         Accelerator::Qtest | Accelerator::None => {
             vm.set_vcpus(VcpuSet::start(vec![], |_, _| {})?);
             Ok(CpuFacts::default())
@@ -45,12 +58,39 @@ fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>) -> Result<CpuFacts> {
     let mut facts = CpuFacts::default();
     for index in 0..vm.options.smp.cpus {
         let cpuid = kvm.cpuid(&model, index, &mut |w| report::warn(w))?;
-        let leaf = |function| cpuid.iter().find(|e| e.function == function);
-        facts.leaf_1 = leaf(1).map_or((0, 0), |e| (e.eax, e.edx));
-        // "Auth" of AuthenticAMD.
-        facts.amd = leaf(0).is_some_and(|e| e.ebx == 0x6874_7541);
+        facts = CpuFacts::of(&cpuid);
         cpus.push(kvm.create_vcpu(index, &cpuid, &vm.board.memory_space, &vm.board.port_space)?);
     }
+    let set = start(vm, cpus)?;
+    vm.board.states.register("kvmclock", Arc::new(KvmClock(kvm.clone())));
+    let clocks = kvm.clone();
+    vm.add_state_listener(move |running, _| {
+        let done = if running { clocks.starting() } else { clocks.stopped() };
+        if let Err(e) = done {
+            report::error(e.message());
+        }
+    });
+    vm.set_vcpus(set);
+    Ok(facts)
+}
+
+fn create_tcg(vm: &Rc<Vm>, tcg: &Arc<TcgMachine>) -> Result<CpuFacts> {
+    let model = CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"))?.with_cores(vm.options.smp.cores);
+    tcg.attach_memory(&vm.board.memory_space, &vm.board.port_space, &vm.board.ram)?;
+    let mut cpus: Vec<Box<dyn Vcpu>> = vec![];
+    let mut facts = CpuFacts::default();
+    for index in 0..vm.options.smp.cpus {
+        let cpuid = tcg.cpuid(&model, index, &mut |w| report::warn(w));
+        facts = CpuFacts::of(&cpuid);
+        cpus.push(tcg.create_vcpu(index, &cpuid, vm.options.smp.cpus as usize)?);
+    }
+    let set = start(vm, cpus)?;
+    vm.set_vcpus(set);
+    Ok(facts)
+}
+
+/// Starts the threads, and has states and resets reach the vCPUs.
+fn start(vm: &Rc<Vm>, cpus: Vec<Box<dyn Vcpu>>) -> Result<VcpuSet> {
     let weak = Arc::new(Local::new(Rc::downgrade(vm)));
     let main = vm.main.clone();
     let set = VcpuSet::start(cpus, move |_, event| {
@@ -73,16 +113,7 @@ fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>) -> Result<CpuFacts> {
             }
         });
     }
-    vm.board.states.register("kvmclock", Arc::new(KvmClock(kvm.clone())));
-    let clocks = kvm.clone();
-    vm.add_state_listener(move |running, _| {
-        let done = if running { clocks.starting() } else { clocks.stopped() };
-        if let Err(e) = done {
-            report::error(e.message());
-        }
-    });
-    vm.set_vcpus(set);
-    Ok(facts)
+    Ok(set)
 }
 
 /// What a vCPU could not handle itself.

@@ -69,6 +69,8 @@ pub static MACHINE_TYPES: &[MachineType] = &[
 pub enum AccelKind {
     /// Linux KVM.
     Kvm,
+    /// Lockstep's own software CPU.
+    Tcg,
     /// Nobody.
     Qtest,
 }
@@ -76,7 +78,7 @@ pub enum AccelKind {
 impl AccelKind {
     /// All, by name, with the name that messages use.
     pub const ALL: &'static [(&'static str, Self, &'static str)] =
-        &[("kvm", Self::Kvm, "KVM"), ("qtest", Self::Qtest, "QTest")];
+        &[("kvm", Self::Kvm, "KVM"), ("tcg", Self::Tcg, "tcg"), ("qtest", Self::Qtest, "QTest")];
 
     fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(n, ..)| *n == name).map(|(_, kind, _)| *kind)

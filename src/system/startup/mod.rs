@@ -7,7 +7,7 @@ mod signals;
 
 use std::{process::ExitCode, rc::Rc};
 
-use lockstep_accel::kvm::KvmMachine;
+use lockstep_accel::{kvm::KvmMachine, tcg::TcgMachine};
 use lockstep_event::{Clocks, Context, ContextHandle};
 use lockstep_hw::core::{Board, ResetKind};
 use lockstep_qapi::schema::RunState;
@@ -87,6 +87,13 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
         match kind {
             Err(name) => report::error(format_args!("invalid accelerator {name}")),
             Ok(AccelKind::Qtest) => return Ok((Accelerator::Qtest, Clocks::manual())),
+            Ok(AccelKind::Tcg) => {
+                if failed {
+                    report::error("falling back to tcg");
+                }
+                let clocks = Clocks::new();
+                return Ok((Accelerator::Tcg(TcgMachine::new(clocks.clone())), clocks));
+            }
             Ok(AccelKind::Kvm) => {
                 let clocks = Clocks::new();
                 match KvmMachine::new(clocks.clone()) {

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use lockstep_accel::{VcpuSet, kvm::KvmMachine};
+use lockstep_accel::{VcpuSet, kvm::KvmMachine, tcg::TcgMachine};
 use lockstep_block::Graph;
 use lockstep_chardev::{ChardevRegistry, options::Described};
 use lockstep_event::{Clocks, ContextHandle, IoThread};
@@ -37,6 +37,8 @@ use crate::{
 pub enum Accelerator {
     /// Linux KVM.
     Kvm(Arc<KvmMachine>),
+    /// The software CPU.
+    Tcg(Arc<TcgMachine>),
     /// Nobody: a test drives the bus.
     Qtest,
     /// A machine without CPUs (`-machine none`).
