@@ -164,7 +164,7 @@ impl Cpu {
         self.interrupt_waits = false;
         // Old requests belong to what was before; the controller is asked anew.
         self.link.clear(request::INIT | request::SIPI | request::NMI);
-        self.link.raise(request::INTERRUPT | if r.events.nmi_pending { request::NMI } else { 0 });
+        self.link.raise(request::INTERRUPT | request::FLUSH | if r.events.nmi_pending { request::NMI } else { 0 });
         self.flush_tlb();
         self.forget_all_code();
         self.update_mode();

@@ -1,10 +1,10 @@
 //! Lockstep's own software CPU as an engine: for hosts without a usable KVM, and for tests anywhere.
 //!
-//! Interrupt controllers are the machine's own: the local APICs here, the 8259 pair and the I/O APIC as devices. The
+//! Interrupt controllers are the machine's own. The
 //! time-stamp counter counts nanoseconds of the machine's virtual clock, so that it stands while the guest does.
 
-mod apic;
 mod convert;
+mod platform;
 mod vcpu;
 
 #[cfg(test)]
@@ -17,12 +17,13 @@ use lockstep_cpu::{CpuLink, CpuidLeaf, Machine};
 use lockstep_event::Clocks;
 use lockstep_hw::{
     core::{IrqLine, IrqSink},
-    irqchip::{MsiSink, ioapic::IoApic, pic::PicPair},
+    irqchip::{apic::ApicBus, pic::PicPair},
 };
 use lockstep_memory::{AddressSpace, RamList};
 use lockstep_util::{Error, Result, err};
+use parking_lot::Mutex;
 
-pub use apic::{ApicBus, LocalApic};
+use platform::TcgPlatform;
 pub use vcpu::TcgVcpu;
 
 use crate::{Vcpu, cpu_model::CpuModel};
@@ -33,14 +34,14 @@ pub const TSC_KHZ: u32 = 1_000_000;
 /// A virtual machine whose CPUs are software.
 pub struct TcgMachine {
     clocks: Clocks,
-    apics: Arc<ApicBus>,
+    platforms: Mutex<Vec<Arc<TcgPlatform>>>,
     machine: OnceLock<Arc<Machine>>,
 }
 
 impl TcgMachine {
     /// A machine without memory and CPUs yet.
     pub fn new(clocks: Clocks) -> Arc<Self> {
-        Arc::new(Self { clocks, apics: ApicBus::new(), machine: OnceLock::new() })
+        Arc::new(Self { clocks, platforms: Mutex::default(), machine: OnceLock::new() })
     }
 
     /// Gives the guest its memory and ports, and follows the map and dirty logging from now on. Once, before any vCPU.
@@ -60,21 +61,13 @@ impl TcgMachine {
         ram.set_logging(lockstep_memory::DirtyClient::Code, true)
     }
 
-    /// Connects the local APICs to the machine's other controllers. Once, before the guest runs.
-    pub fn connect(&self, pic: Arc<PicPair>, ioapic: Arc<IoApic>) {
-        self.apics.connect(pic, ioapic);
-    }
-
-    /// Who takes the messages of the I/O APIC and of devices.
-    pub fn local_apics(&self) -> Arc<dyn MsiSink> {
-        self.apics.clone()
-    }
-
-    /// The line that the 8259's output is wired to: LINT0 of the boot processor.
-    pub fn pic_output(&self) -> IrqLine {
-        let apics = self.apics.clone();
-        let sink: Arc<dyn IrqSink> = Arc::new(move |_: u32, level: bool| apics.set_pic_output(level));
-        IrqLine::new(sink, 0)
+    /// Connects the vCPUs to the machine's interrupt controllers. Once, before the guest runs.
+    pub fn connect(&self, apics: &ApicBus, pic: &Arc<PicPair>) {
+        for (n, platform) in self.platforms.lock().iter().enumerate() {
+            if let Some(apic) = apics.apic(n) {
+                platform.connect(apic, pic);
+            }
+        }
     }
 
     /// The A20 gate.
@@ -115,12 +108,13 @@ impl TcgMachine {
     pub fn create_vcpu(&self, index: u32, cpuid: &[kvm_cpuid_entry2], count: usize) -> Result<Box<dyn Vcpu>> {
         let machine = self.machine.get().ok_or_else(|| err!("a vCPU needs memory"))?;
         let link = CpuLink::new();
-        let apic = self.apics.add(index, link.clone(), &self.clocks);
+        let platform = TcgPlatform::new(index == 0, link.clone(), self.clocks.clone());
+        self.platforms.lock().push(platform.clone());
         let leaves: Vec<_> = cpuid.iter().map(leaf_of).collect();
-        let cpu = lockstep_cpu::Cpu::new(machine, apic.clone(), link, leaves, count)
+        let cpu = lockstep_cpu::Cpu::new(machine, platform.clone(), link, leaves, count)
             .map_err(|e| Error::with_errno("cannot set up the software CPU", &e))?;
         let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
-        Ok(Box::new(TcgVcpu::new(cpu, apic, index, signature)?))
+        Ok(Box::new(TcgVcpu::new(cpu, platform, index, signature)?))
     }
 }
 

@@ -6,7 +6,7 @@ use lockstep_memory::{AddressSpace, RamList, Region};
 use super::*;
 use crate::{CpuState, VcpuEvent, cpu_state::msr};
 
-fn vcpu(code: &[u8]) -> (Arc<TcgMachine>, Box<dyn Vcpu>, RamList) {
+fn vcpu(code: &[u8]) -> (Box<dyn Vcpu>, RamList) {
     let root = Region::whole_space("memory");
     let list = RamList::new();
     let ram = list.allocate("pc.ram", 1 << 20).unwrap();
@@ -20,20 +20,20 @@ fn vcpu(code: &[u8]) -> (Arc<TcgMachine>, Box<dyn Vcpu>, RamList) {
     let model = CpuModel::parse("qemu64").unwrap();
     let cpuid = tcg.cpuid(&model, 0, &mut |w| panic!("{w}"));
     let cpu = tcg.create_vcpu(0, &cpuid, 1).unwrap();
-    (tcg, cpu, list)
+    (cpu, list)
 }
 
 #[test]
 fn a_vcpu_starts_at_the_reset_vector_and_triple_faults_without_tables() {
     // mov ax, 0x1234; lidt of nothing is not needed: the IVT is zero, so int3 loops there until the stack is code...
-    let (_tcg, mut cpu, _ram) = vcpu(&[0xb8, 0x34, 0x12, 0x0f, 0x01, 0x1e, 0x00, 0x80, 0xcc]);
+    let (mut cpu, _ram) = vcpu(&[0xb8, 0x34, 0x12, 0x0f, 0x01, 0x1e, 0x00, 0x80, 0xcc]);
     assert_eq!(cpu.run(), VcpuEvent::TripleFault);
     assert_eq!(cpu.save().unwrap().regs[0], 0x1234);
 }
 
 #[test]
 fn what_is_saved_is_what_is_loaded() {
-    let (_tcg, mut cpu, _ram) = vcpu(&[0xf4]);
+    let (mut cpu, _ram) = vcpu(&[0xf4]);
     let mut state = CpuState::reset(0, true, 0x600);
     state.regs = std::array::from_fn(|i| i as u64 * 0x1111_1111);
     state.rip = 0x1234;
@@ -42,35 +42,10 @@ fn what_is_saved_is_what_is_loaded() {
     state.fpu.ymm[3] = [7; 32];
     state.fpu.st[2] = [9; 10];
     state.fpu.ftw = 4;
-    state.apic.set(0x80, 0x30);
     cpu.load(&state).unwrap();
     let back = cpu.save().unwrap();
     assert_eq!((back.regs, back.rip, back.rflags), (state.regs, state.rip, state.rflags));
     assert_eq!((back.segs, back.tr, back.gdt), (state.segs, state.tr, state.gdt));
     assert_eq!((back.fpu.ymm, back.fpu.st, back.fpu.ftw), (state.fpu.ymm, state.fpu.st, 4));
     assert_eq!(back.msr(msr::LSTAR), 0xffff_8000_0000_1000);
-    assert_eq!((back.cr8, back.apic.get(0x80)), (3, 0x30));
-}
-
-#[test]
-fn an_interrupt_from_a_message_wakes_a_halted_vcpu() {
-    // sti; hlt; mov al, 5; cli; lidt [0x8000] (zero); int3 -> triple fault
-    let (tcg, mut cpu, list) = vcpu(&[0xfb, 0xf4, 0xb0, 5, 0xfa, 0x0f, 0x01, 0x1e, 0x00, 0x80, 0xcc]);
-    let ram = list.find("pc.ram").unwrap();
-    // Vector 0x40: iret at 0x500.
-    ram.write(0x40 * 4, &[0, 5, 0, 0]).unwrap();
-    ram.write(0x500, &[0xcf]).unwrap();
-    let mut state = cpu.save().unwrap();
-    state.regs[4] = 0x7000;
-    state.apic.set(0xf0, 0x1ff);
-    cpu.load(&state).unwrap();
-    let apics = tcg.local_apics();
-    let handle = std::thread::spawn(move || {
-        assert_eq!(cpu.run(), VcpuEvent::TripleFault);
-        cpu.save().unwrap()
-    });
-    apics.send_msi(0xfee0_0000, 0x40);
-    let state = handle.join().unwrap();
-    assert_eq!(state.regs[0] & 0xff, 5);
-    assert_eq!(state.apic.get(0x120), 1, "in service");
 }

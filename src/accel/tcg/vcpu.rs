@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use lockstep_cpu::{Cpu, Exit, request};
+use lockstep_cpu::{Cpu, Exit, Platform, request};
 use lockstep_util::{Result, err};
 
 use super::{
-    apic::LocalApic,
     convert::{from_state, to_state},
+    platform::TcgPlatform,
 };
 use crate::{
     CpuState, Vcpu, VcpuEvent,
@@ -17,15 +17,15 @@ use crate::{
 /// A vCPU that this process executes.
 pub struct TcgVcpu {
     cpu: Box<Cpu>,
-    apic: Arc<LocalApic>,
+    platform: Arc<TcgPlatform>,
     id: u32,
     /// EAX of CPUID leaf 1, which EDX holds after a reset.
     signature: u32,
 }
 
 impl TcgVcpu {
-    pub(super) fn new(cpu: Box<Cpu>, apic: Arc<LocalApic>, id: u32, signature: u32) -> Result<Self> {
-        let mut this = Self { cpu, apic, id, signature };
+    pub(super) fn new(cpu: Box<Cpu>, platform: Arc<TcgPlatform>, id: u32, signature: u32) -> Result<Self> {
+        let mut this = Self { cpu, platform, id, signature };
         this.reset()?;
         Ok(this)
     }
@@ -47,12 +47,13 @@ impl Vcpu for TcgVcpu {
 
     fn save(&mut self) -> Result<CpuState> {
         let mut state = to_state(&self.cpu.registers());
-        let (page, base, deadline) = self.apic.save();
-        state.cr8 = u64::from(page.get(0x80) >> 4 & 15);
-        state.apic = page;
+        // The APIC is a device of the machine's, with a section of its own.
+        let base = self.platform.apic_base();
+        state.cr8 = self.platform.task_priority().into();
         state.set_msr(msr::APIC_BASE, base);
         // The guest's counter and the virtual clock differ by an offset.
         let offset = self.cpu.tsc_offset();
+        let deadline = self.platform.read_msr(msr::TSC_DEADLINE).unwrap_or(0);
         state.set_msr(msr::TSC_DEADLINE, if deadline == 0 { 0 } else { deadline.wrapping_add(offset) });
         if state.mp_state == MpState::InitReceived && base & 0x100 != 0 {
             state.mp_state = MpState::Runnable;
@@ -69,7 +70,7 @@ impl Vcpu for TcgVcpu {
             0 => 0,
             value => value.wrapping_sub(self.cpu.tsc_offset()).max(1),
         };
-        self.apic.load(&state.apic, state.msr(msr::APIC_BASE), deadline);
+        self.platform.set_deadline(deadline);
         Ok(())
     }
 

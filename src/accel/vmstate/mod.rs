@@ -32,16 +32,32 @@ pub fn register(
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
     on_error: impl Fn(Error) + Send + Sync + 'static,
 ) {
-    let shared = Arc::new(Shared { vcpu, on_error: Box::new(on_error), state: Mutex::default() });
+    let shared =
+        Arc::new(Shared { vcpu, on_error: Box::new(on_error), state: Mutex::default(), apic_is_a_device: false });
     states.register_instance("cpu_common", index, Arc::new(Common(shared.clone())));
     states.register_instance("cpu", index, Arc::new(Cpu(shared.clone())));
     states.register_instance("apic", index, Arc::new(Apic(shared)));
+}
+
+/// As [`register`], for an engine whose local APICs are devices of the machine's.
+pub fn register_without_apic(
+    states: &StateRegistry,
+    index: u32,
+    vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
+    on_error: impl Fn(Error) + Send + Sync + 'static,
+) {
+    let shared =
+        Arc::new(Shared { vcpu, on_error: Box::new(on_error), state: Mutex::default(), apic_is_a_device: true });
+    states.register_instance("cpu_common", index, Arc::new(Common(shared.clone())));
+    states.register_instance("cpu", index, Arc::new(Cpu(shared)));
 }
 
 struct Shared {
     vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
     on_error: Box<dyn Fn(Error) + Send + Sync>,
     state: Mutex<CpuState>,
+    /// The registers are complete without the section of an APIC.
+    apic_is_a_device: bool,
 }
 
 struct Common(Arc<Shared>);
@@ -77,6 +93,11 @@ impl Snapshot for Cpu {
     fn restore(&self, wire: CpuWire) {
         let mut state = self.0.state.lock();
         *state = wire.into_state(std::mem::take(&mut *state));
+        if self.0.apic_is_a_device
+            && let Err(e) = self.0.vcpu.lock().load(&state)
+        {
+            (self.0.on_error)(e);
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use lockstep_event::{Clock, Local};
 use lockstep_hw::{
     core::{IrqLine, PropertyInput, QomParent, ResetKind, create_device},
-    irqchip::{KernelIrqChip, MsiSink},
+    irqchip::KernelIrqChip,
     pc::{BootConfig, CpuSlot, KernelConfig, PcConfig, PcHooks, PcMachine, Stage},
     rtc::RtcConfig,
 };
@@ -59,20 +59,6 @@ impl PcHooks for Hooks<'_> {
         match &self.vm.accelerator {
             Accelerator::Kvm(kvm) => Some(kvm.clone()),
             Accelerator::Tcg(_) | Accelerator::Qtest | Accelerator::None => None,
-        }
-    }
-
-    fn local_apics(&self) -> Option<Arc<dyn MsiSink>> {
-        match &self.vm.accelerator {
-            Accelerator::Tcg(tcg) => Some(tcg.local_apics()),
-            _ => None,
-        }
-    }
-
-    fn pic_output(&self) -> IrqLine {
-        match &self.vm.accelerator {
-            Accelerator::Tcg(tcg) => tcg.pic_output(),
-            _ => IrqLine::unconnected(),
         }
     }
 
@@ -177,8 +163,8 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     } && device_types().find("VGA").is_some();
     let mut hooks = Hooks { vm, ports, vga };
     let machine = PcMachine::build(config, &vm.board, &mut hooks)?;
-    if let (Accelerator::Tcg(tcg), Some(pic), Some(ioapic)) = (&vm.accelerator, machine.pic(), machine.ioapic()) {
-        tcg.connect(pic.clone(), ioapic.clone());
+    if let (Accelerator::Tcg(tcg), Some(pic), Some(apics)) = (&vm.accelerator, machine.pic(), machine.local_apics()) {
+        tcg.connect(apics, pic);
         tcg.watch_code(&vm.board.ram)?;
     }
     let ide = machine.ide.clone();

@@ -103,7 +103,11 @@ fn start(vm: &Rc<Vm>, cpus: Vec<Box<dyn Vcpu>>) -> Result<VcpuSet> {
     })?;
     for index in 0..set.len() {
         let cpu = set.cpu(index).clone();
-        vmstate::register(&vm.board.states, index as u32, cpu.clone(), |e| {
+        let register = match &vm.accelerator {
+            Accelerator::Tcg(_) => vmstate::register_without_apic,
+            _ => vmstate::register,
+        };
+        register(&vm.board.states, index as u32, cpu.clone(), |e| {
             // What can be wrong was looked for before: this host's CPU is not the sender's.
             report::error(format_args!("the vCPU's state cannot be loaded: {e}"));
         });
