@@ -90,12 +90,12 @@ impl NetRegistry {
     /// `netdev_add` and `-netdev`.
     ///
     /// # Errors
-    /// `Duplicate ID '...' for netdev`, and those of the kind.
+    /// `Duplicate ID '...'`, and those of the kind.
     pub async fn add_netdev(&self, options: &NetdevOptions) -> Result<()> {
         let id = &options.id;
         lockstep_qapi::opts::check_id(id)?;
         if self.inner.netdevs.borrow().contains_key(id) {
-            bail!("Duplicate ID '{id}' for netdev");
+            bail!("Duplicate ID '{id}'");
         }
         let netdev = Netdev::new(id, self.inner.world.clone());
         let host = match &options.branch {
@@ -118,13 +118,12 @@ impl NetRegistry {
             }
             NetdevBranch::User(_) => bail!("network backend 'user' is not compiled into this binary"),
             NetdevBranch::Hubport(_) => bail!("network backend 'hubport' is not compiled into this binary"),
-            NetdevBranch::Nic(_) | NetdevBranch::None => {
-                bail!("Parameter 'type' expects a netdev backend type")
-            }
+            NetdevBranch::Nic(_) => bail!("network backend 'nic' is not compiled into this binary"),
+            NetdevBranch::None => bail!("network backend 'none' is not compiled into this binary"),
         };
         let mut netdevs = self.inner.netdevs.borrow_mut();
         if netdevs.contains_key(id) {
-            bail!("Duplicate ID '{id}' for netdev");
+            bail!("Duplicate ID '{id}'");
         }
         *netdev.info.lock() = host.info.clone();
         let backend = Backend { shared: netdev, kind: host.kind, taken: false, _host: Some(host) };

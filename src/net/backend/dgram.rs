@@ -33,7 +33,7 @@ pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevDgramOptions) -> 
             let info = format!("udp={}:{}", local.path, remote.path);
             start(netdev, socket, SockAddr::unix(&remote.path)?, info)?
         }
-        (None, Some(_)) => bail!("remote requires local parameter"),
+        (None, _) => bail!("dgram requires local= parameter"),
         (_, None) => bail!("remote parameter is missing"),
         _ => bail!("remote and local types must be the same"),
     };
@@ -42,15 +42,17 @@ pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevDgramOptions) -> 
 }
 
 /// Makes the host side of `-netdev socket,udp=...,localaddr=...`.
-pub(crate) async fn make_legacy(netdev: &Arc<Netdev>, remote: &str, local: &str) -> Result<HostSide> {
+pub(crate) async fn make_legacy(netdev: &Arc<Netdev>, remote_text: &str, local: &str) -> Result<HostSide> {
     let parse = |text: &str| match text.rsplit_once(':') {
         Some((host, port)) => {
             Ok(InetSocketAddress { host: host.to_owned(), port: port.to_owned(), ..InetSocketAddress::default() })
         }
         None => bail!("host address '{text}' doesn't contain ':' separating host from port"),
     };
-    let (local, remote): (Result<_>, Result<_>) = (parse(local), parse(remote));
-    inet(netdev, &local?, &remote?).await
+    let (local, remote): (Result<_>, Result<_>) = (parse(local), parse(remote_text));
+    let mut side = inet(netdev, &local?, &remote?).await?;
+    side.info = format!("socket: udp={remote_text}");
+    Ok(side)
 }
 
 async fn inet(netdev: &Arc<Netdev>, local: &InetSocketAddress, remote: &InetSocketAddress) -> Result<HostSide> {

@@ -10,7 +10,7 @@ use lockstep_qapi::schema::{
     InetSocketAddressWrapper, NetdevStreamOptions, SocketAddress, SocketAddressLegacy, UnixSocketAddressWrapper,
     VsockSocketAddressWrapper,
 };
-use lockstep_util::{Result, YankRegistry, bail};
+use lockstep_util::{Result, YankRegistry, bail, err};
 
 use super::{HostSide, TaskGuard};
 use crate::netdev::{HostSink, Netdev};
@@ -19,7 +19,37 @@ use crate::wire::{self, FrameReader};
 
 const READ_SIZE: usize = 64 << 10;
 
-/// Makes the host side of `-netdev stream`.
+/// How a connection is described by `info network`.
+#[derive(Clone, Copy)]
+enum Style {
+    Stream,
+    Listen,
+    Connect,
+}
+
+impl Style {
+    /// While nobody is connected.
+    fn idle(self, server: bool) -> &'static str {
+        match self {
+            Self::Stream if server => "listening",
+            Self::Stream => "connecting",
+            Self::Listen | Self::Connect => "",
+        }
+    }
+
+    /// `name` is the character device's: `tcp:LOCAL,server=on <-> PEER`, `unix:PATH,server=on`.
+    fn connected(self, name: &str) -> String {
+        let peer = name.split_once(" <-> ").map(|(_, peer)| peer);
+        match (self, peer) {
+            (Self::Stream, Some(peer)) => format!("tcp:{peer}"),
+            (_, None) => name.trim_end_matches(",server=on").to_owned(),
+            (Self::Listen, Some(peer)) => format!("socket: connection from {peer}"),
+            (Self::Connect, Some(peer)) => format!("socket: connect to {peer}"),
+        }
+    }
+}
+
+/// Makes the host side of `-netdev stream`. That it cannot connect or listen is told by `info network` only.
 pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevStreamOptions) -> Result<HostSide> {
     let server = options.server.unwrap_or(false);
     if server && (options.reconnect.is_some() || options.reconnect_ms.is_some()) {
@@ -29,7 +59,10 @@ pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevStreamOptions) ->
         bail!("'reconnect' and 'reconnect-ms' are mutually exclusive");
     }
     let socket = socket(options.addr.clone(), server, options.reconnect, options.reconnect_ms);
-    let mut side = start(netdev, socket).await?;
+    let mut side = match start(netdev, socket, Style::Stream, server).await {
+        Ok(side) => side,
+        Err(e) => HostSide { info: format!("error: {e}"), kind: "stream", _keep: Box::new(()) },
+    };
     side.kind = "stream";
     Ok(side)
 }
@@ -39,16 +72,18 @@ pub(crate) async fn make_legacy(netdev: &Arc<Netdev>, address: &str, server: boo
     let Some((host, port)) = address.rsplit_once(':') else {
         bail!("host address '{address}' doesn't contain ':' separating host from port")
     };
-    let host = if host.is_empty() && !server {
-        "127.0.0.1"
-    } else if host.is_empty() {
-        "0.0.0.0"
-    } else {
-        host
+    let host = match (host, server) {
+        ("", true) => "0.0.0.0",
+        ("", false) => "127.0.0.1",
+        (host, _) => host,
     };
     let inet = InetSocketAddress { host: host.to_owned(), port: port.to_owned(), ..InetSocketAddress::default() };
     let socket = socket(SocketAddress::Inet(inet), server, None, None);
-    start(netdev, socket).await
+    let style = if server { Style::Listen } else { Style::Connect };
+    start(netdev, socket, style, server).await.map_err(|e| match e.message().split_once("available port: ") {
+        Some((_, why)) => err!("can't bind ip={host} to socket: {why}"),
+        None => e,
+    })
 }
 
 fn socket(addr: SocketAddress, server: bool, reconnect: Option<i64>, reconnect_ms: Option<i64>) -> ChardevSocket {
@@ -76,15 +111,15 @@ fn socket(addr: SocketAddress, server: bool, reconnect: Option<i64>, reconnect_m
 }
 
 /// The connection is a character device that nobody else sees.
-async fn start(netdev: &Arc<Netdev>, socket: ChardevSocket) -> Result<HostSide> {
+async fn start(netdev: &Arc<Netdev>, socket: ChardevSocket, style: Style, server: bool) -> Result<HostSide> {
     let hidden = ChardevRegistry::new(YankRegistry::new());
     let backend = ChardevBackend::Socket(ChardevSocketWrapper { data: socket });
     hidden.create(&netdev.id, backend).await?;
     let stream = hidden.attach(&netdev.id)?.into_stream();
     netdev.set_sink(Some(Arc::new(StreamSink { out: stream.writer() })));
-    let info = hidden.query().pop().map(|c| c.filename).unwrap_or_default();
-    let task = TaskGuard(tokio::task::spawn_local(read(stream, netdev.clone(), hidden.clone())));
-    Ok(HostSide { info, kind: "socket", _keep: Box::new((task, hidden)) })
+    let task = read(stream, netdev.clone(), hidden.clone(), style, server);
+    let task = TaskGuard(tokio::task::spawn_local(task));
+    Ok(HostSide { info: style.idle(server).to_owned(), kind: "socket", _keep: Box::new((task, hidden)) })
 }
 
 struct StreamSink {
@@ -100,7 +135,7 @@ impl HostSink for StreamSink {
     }
 }
 
-async fn read(mut stream: CharStream, netdev: Arc<Netdev>, chardevs: ChardevRegistry) {
+async fn read(mut stream: CharStream, netdev: Arc<Netdev>, chardevs: ChardevRegistry, style: Style, server: bool) {
     let mut reader = FrameReader::new(false);
     let mut buf = vec![0; READ_SIZE];
     let mut broken = false;
@@ -114,11 +149,14 @@ async fn read(mut stream: CharStream, netdev: Arc<Netdev>, chardevs: ChardevRegi
                     }
                 }
                 StreamEvent::Detached => return,
-                _ => {
+                StreamEvent::Opened => {
                     broken = false;
                     reader.reset();
-                    *netdev.info.lock() = chardevs.query().pop().map(|c| c.filename).unwrap_or_default();
+                    let name = chardevs.query().pop().map(|c| c.filename).unwrap_or_default();
+                    *netdev.info.lock() = style.connected(&name);
                 }
+                StreamEvent::Closed => style.idle(server).clone_into(&mut netdev.info.lock()),
+                StreamEvent::Break => {}
             },
             () = tokio::time::sleep(Duration::from_millis(5)), if !want && !broken => {}
         }

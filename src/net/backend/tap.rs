@@ -52,7 +52,7 @@ pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevTapOptions) -> Re
         let Some(number) = number else { bail!("File descriptor named '{fd}' has not been found") };
         // SAFETY: F_GETFD only asks whether the number is an open descriptor.
         if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-            bail!("{fd}: Can't use file descriptor {number}: Bad file descriptor");
+            bail!("{}: Can't use file descriptor {number}: Bad file descriptor", netdev.id);
         }
         // SAFETY: the descriptor is open, and the user hands it to us by naming it.
         let owned = unsafe { OwnedFd::from_raw_fd(number) };
@@ -62,7 +62,7 @@ pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevTapOptions) -> Re
     if let Some(helper) = &o.helper {
         let others = [&o.ifname, &o.script, &o.downscript, &o.fds];
         if others.iter().any(|x| x.is_some()) || o.vnet_hdr.is_some() || o.queues.is_some() {
-            bail!("ifname=, script=, downscript=, vnet_hdr=, queues=, and fds= are invalid with helper=");
+            bail!("ifname=, script=, downscript=, vnet_hdr=, queues=, and vhostfds= are invalid with helper=");
         }
         let bridge = o.br.as_deref().unwrap_or(DEFAULT_BRIDGE);
         let tap = from_helper(helper, bridge).await?;

@@ -283,7 +283,18 @@ fn two_stream_backends_talk() {
         let addr = json!({"type": "inet", "host": "127.0.0.1", "port": port});
         add(json!({"type": "stream", "id": "b", "addr": addr})).await.unwrap();
         let e = add(json!({"type": "stream", "id": "b", "addr": addr})).await.unwrap_err();
-        assert_eq!(e.message(), "Duplicate ID 'b' for netdev");
+        assert_eq!(e.message(), "Duplicate ID 'b'");
+        let e = add(json!({"type": "dgram", "id": "d"})).await.unwrap_err();
+        assert_eq!(e.message(), "dgram requires local= parameter");
+        let e = add(json!({"type": "socket", "id": "d", "listen": format!("127.0.0.1:{port}")})).await.unwrap_err();
+        assert_eq!(e.message(), "can't bind ip=127.0.0.1 to socket: Address already in use");
+        let nowhere = json!({"type": "inet", "host": "127.0.0.1", "port": "1"});
+        add(json!({"type": "stream", "id": "n", "addr": nowhere})).await.unwrap();
+        until(|| net.info_network().contains("a: index=0,type=socket,socket: connection from 127.0.0.1:")).await;
+        let text = net.info_network();
+        assert!(text.contains(&format!("b: index=0,type=stream,tcp:127.0.0.1:{port}\r\n")), "{text}");
+        let error = "n: index=0,type=stream,error: Failed to connect to '127.0.0.1:1': Connection refused\r\n";
+        assert!(text.contains(error), "{text}");
         net.set_running(true);
         let card = |name: &str, netdev| {
             let info = NicInfo { name: name.into(), model: "rtl8139".into(), mac: net.free_mac() };

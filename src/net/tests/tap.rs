@@ -95,7 +95,7 @@ fn a_helpers_descriptor_is_probed_and_errors_are_worded_as_qemus() {
             (json!({"helper": "exit 3 ;"}), "bridge helper failed"),
             (
                 json!({"helper": "/bin/true", "ifname": "x"}),
-                "ifname=, script=, downscript=, vnet_hdr=, queues=, and fds= are invalid with helper=",
+                "ifname=, script=, downscript=, vnet_hdr=, queues=, and vhostfds= are invalid with helper=",
             ),
             (json!({"vhost": true}), "vhost-net requested but could not be initialized"),
             (json!({"ifname": "lo", "script": "no"}), "could not configure /dev/net/tun (lo): Invalid argument"),

@@ -8,7 +8,7 @@ use lockstep_qapi::{
     Wire,
     cli::{self, Parsed},
     opts,
-    schema::{RebootAction, ShutdownAction},
+    schema::{NetdevBranch, RebootAction, ShutdownAction},
 };
 use lockstep_util::{Result, bail, err, report};
 
@@ -92,6 +92,11 @@ pub(super) async fn netdevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         match cli::netdev(&o.value).map_err(|e| o.locate(e))? {
             Parsed::Value(options, warnings) => {
                 warn(o, &warnings);
+                // Options of the old kind are checked for their name before anything else.
+                let new_kind = matches!(options.branch, NetdevBranch::Stream(_) | NetdevBranch::Dgram(_));
+                if !new_kind && vm.net.has_netdev(&options.id) {
+                    return Err(o.locate(err!("Duplicate ID '{}' for netdev", options.id)));
+                }
                 vm.net.add_netdev(&options).await.map_err(|e| o.locate(e))?;
             }
             Parsed::Help(_) => bail!("{}: help is shown by '-netdev help' alone", o.location),
