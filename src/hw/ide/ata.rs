@@ -316,11 +316,11 @@ fn set_features(channel: &mut Channel, _: u8) -> bool {
         // Write cache on and off.
         0x02 => {
             drive.set_write_cache(true);
-            channel.write_cache = Some((unit, true));
+            channel.write_cache[unit] = Some(true);
         }
         0x82 => {
             drive.set_write_cache(false);
-            channel.write_cache = Some((unit, false));
+            channel.write_cache[unit] = Some(false);
             channel.flush();
             return false;
         }

@@ -133,8 +133,8 @@ pub struct Channel {
     pub dma: Option<DmaCommand>,
     /// The tag of the request that is outside, and why it is.
     pub waiting: Option<(u64, Waiting)>,
-    /// The write cache was switched; the backend wants to know.
-    pub write_cache: Option<(usize, bool)>,
+    /// Drives whose write cache was switched: their backends want to know.
+    pub write_cache: [Option<bool>; 2],
     next_tag: u64,
     request: Option<Request>,
     report: Option<IoErrorReport>,
@@ -161,7 +161,7 @@ impl Channel {
             retry: Retry::default(),
             dma: None,
             waiting: None,
-            write_cache: None,
+            write_cache: [None; 2],
             next_tag: 0,
             request: None,
             report: None,

@@ -266,8 +266,8 @@ impl Drive {
             } else {
                 r.select = r.select & 0xf0 | (sector >> 24) as u8 & 0x0f;
             }
-        } else if heads * track != 0 {
-            let (cylinder, rest) = (sector / (heads * track), sector % (heads * track));
+        } else if let Some(cylinder) = sector.checked_div(heads * track) {
+            let rest = sector % (heads * track);
             [r.lcyl, r.hcyl] = [cylinder as u8, (cylinder >> 8) as u8];
             r.select = r.select & 0xf0 | (rest / track) as u8 & 0x0f;
             r.sector = (rest % track) as u8 + 1;

@@ -211,8 +211,11 @@ impl ChannelState {
         channel.unit = bus.unit.into();
         channel.waiting = None;
         channel.dma = None;
-        for (drive, state) in channel.drives.iter_mut().zip(drives) {
+        for (unit, state) in drives.into_iter().enumerate() {
+            let drive = &mut channel.drives[unit];
+            let says = state.identify_data.is_some();
             state.load(drive);
+            channel.write_cache[unit] = drive.config.as_ref().filter(|_| says).map(|c| c.write_cache);
         }
         let status = bm.status.map_or(0, |s| s.status);
         let mut what = bus.error.as_ref().map_or(0, |e| e.error_status);

@@ -148,8 +148,8 @@ impl IdeChannel {
         let request = state.channel.take_request();
         let report = state.channel.take_report();
         let tray = state.channel.take_tray();
-        let write_cache = state.channel.write_cache.take();
-        if request.is_none() && report.is_none() && tray.is_none() && write_cache.is_none() {
+        let write_cache = std::mem::take(&mut state.channel.write_cache);
+        if request.is_none() && report.is_none() && tray.is_none() && write_cache == [None; 2] {
             return;
         }
         let attached = state.attached.clone();
@@ -160,10 +160,10 @@ impl IdeChannel {
         if let Some((unit, open)) = tray {
             attached[unit].events.tray_moved(open);
         }
-        if let Some((unit, on)) = write_cache
-            && let Some(disk) = &attached[unit].disk
-        {
-            disk.set_write_cache(on);
+        for (on, attached) in write_cache.into_iter().zip(&attached) {
+            if let (Some(on), Some(disk)) = (on, &attached.disk) {
+                disk.set_write_cache(on);
+            }
         }
         if let Some(request) = request {
             let disk = attached[request.unit].disk.clone();

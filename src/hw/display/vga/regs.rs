@@ -299,11 +299,7 @@ impl Regs {
     /// Writes a VBE register.
     pub fn write_vbe(&mut self, index: u16, value: u16) -> Option<Action> {
         match usize::from(index) {
-            vbe::ID => {
-                if (vbe::OLDEST..=vbe::LATEST).contains(&value) {
-                    self.vbe[vbe::ID] = value;
-                }
-            }
+            vbe::ID if (vbe::OLDEST..=vbe::LATEST).contains(&value) => self.vbe[vbe::ID] = value,
             n @ (vbe::XRES | vbe::YRES | vbe::BPP | vbe::VIRTUAL_WIDTH | vbe::X_OFFSET | vbe::Y_OFFSET) => {
                 self.vbe[n] = value;
                 self.settle_vbe();

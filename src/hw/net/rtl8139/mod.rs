@@ -202,8 +202,8 @@ impl Rtl8139 {
         self.update_irq(&regs);
     }
 
-    /// Its present hardware address.
-    pub fn mac(&self) -> [u8; 6] {
+    /// The hardware address that it listens to, which the guest may have changed.
+    pub fn station_address(&self) -> [u8; 6] {
         self.regs.lock().phys
     }
 

@@ -61,7 +61,7 @@ struct Descriptor {
     buffer: u32,
 }
 
-enum Next {
+enum Step {
     /// The transfer is done.
     Done,
     /// Nothing more in this queue.
@@ -106,9 +106,9 @@ impl Frame<'_> {
                 self.dma.write_u32(address + 4, control);
             }
             match next {
-                Next::Stop => break,
-                Next::NextQueue => at = queue.take().map_or(descriptor.link, |(_, next)| next),
-                Next::Done => {
+                Step::Stop => break,
+                Step::NextQueue => at = queue.take().map_or(descriptor.link, |(_, next)| next),
+                Step::Done => {
                     at = descriptor.link;
                     progress = true;
                     bytes += (control & td::LENGTH) + 1;
@@ -135,7 +135,7 @@ impl Frame<'_> {
     }
 
     /// Does a transfer. Gives its new control word.
-    fn transfer(&self, d: &Descriptor, outcome: &mut Outcome) -> (u32, Next) {
+    fn transfer(&self, d: &Descriptor, outcome: &mut Outcome) -> (u32, Step) {
         const IN: u8 = 0x69;
         const OUT: u8 = 0xe1;
         const SETUP: u8 = 0x2d;
@@ -144,7 +144,7 @@ impl Frame<'_> {
             if control & td::INTERRUPT != 0 {
                 outcome.interrupts |= ON_COMPLETE;
             }
-            return (control, Next::NextQueue);
+            return (control, Step::NextQueue);
         }
         let pid = d.token as u8;
         let most = ((d.token >> 21) + 1 & td::LENGTH) as usize;
@@ -161,7 +161,7 @@ impl Frame<'_> {
             }
             _ => {
                 outcome.halt = true;
-                return (control, Next::Stop);
+                return (control, Step::Stop);
             }
         };
         if control & td::ISOCHRONOUS != 0 {
@@ -169,7 +169,7 @@ impl Frame<'_> {
         }
         let data = match result {
             Some(Ok(data)) => data,
-            Some(Err(Refusal::Nak)) => return (control | td::NAK, Next::NextQueue),
+            Some(Err(Refusal::Nak)) => return (control | td::NAK, Step::NextQueue),
             failed => {
                 control &= !td::ACTIVE;
                 control = match failed {
@@ -181,7 +181,7 @@ impl Frame<'_> {
                 if control & td::INTERRUPT != 0 {
                     outcome.interrupts |= ON_COMPLETE;
                 }
-                return (control, Next::NextQueue);
+                return (control, Step::NextQueue);
             }
         };
         // Zero bytes are all ones.
@@ -193,9 +193,9 @@ impl Frame<'_> {
             let _ = self.dma.write(d.buffer.into(), &data);
             if control & td::SHORT_PACKET != 0 && data.len() < most {
                 outcome.interrupts |= ON_SHORT;
-                return (control, Next::NextQueue);
+                return (control, Step::NextQueue);
             }
         }
-        (control, Next::Done)
+        (control, Step::Done)
     }
 }
