@@ -37,11 +37,15 @@ impl Qcow2 {
             return Ok(data.clone());
         }
         let (offset, len) = self.compressed_place(entry);
+        let freed = self.compressed_freed.get();
         let mut packed = vec![0; len as usize];
         self.file().read(offset, &mut packed).await?;
         let kind = self.header.borrow().compression;
         let data = Rc::new(unpack(kind, &packed, self.cluster_size() as usize)?);
-        *self.decompressed.borrow_mut() = Some((entry, data.clone()));
+        // An entry is no key any more once its place may have been freed and used again.
+        if self.compressed_freed.get() == freed {
+            *self.decompressed.borrow_mut() = Some((entry, data.clone()));
+        }
         Ok(data)
     }
 
@@ -76,8 +80,9 @@ impl Qcow2 {
         let table = self.l2_for_change(at).await?;
         let index = self.l2_index(at);
         let old = self.entry(&table, index);
-        if !matches!(self.classify(old, 0), Ok(run) if run.kind == Kind::Unallocated) {
-            // As a guest sees it nothing is lost; but compressed writes are for images being made.
+        let empty = |kind| matches!(kind, Kind::Unallocated | Kind::Zero { host: None });
+        if !matches!(self.classify(old, 0), Ok(run) if empty(run.kind)) {
+            // Compressed writes are for images being made: they overwrite nothing.
             return Err(errno(libc::EIO));
         }
         // Go on behind the last compressed cluster if there is room, else in a new cluster.

@@ -1,20 +1,23 @@
 //! Forgetting everything at once (`make_empty`), in time that does not depend on how much there is.
 //!
 //! In memory the L1 table becomes empty and the L2 tables are dropped; that is all that happens in the call. On the disk
-//! the old tables stay whole until the empty L1 table is written, so a crash finds the old contents or none. Only after
-//! the empty table is stable are the old clusters free; until then new ones are taken from behind them.
+//! the old tables stay whole until the empty L1 table is written, so a crash finds the old contents or none. Until the
+//! empty table is stable the old clusters stay counted as used; then all that were not taken since are free.
 
 use super::Qcow2;
 use super::cache::Table;
 use super::refcount::{OFFSET_MASK, set_entry};
 use crate::driver::Preallocation;
 use crate::requests::RequestKind;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::io;
+use std::time::Duration;
 
-/// Bytes that may be taken behind a forgotten area before it has to be made free.
-const MAX_BEHIND: u64 = 64 << 20;
+/// When an emptied image that is left alone makes its emptiness stable.
+const SETTLE_AFTER: Duration = Duration::from_millis(500);
+/// Bytes that may be taken before what is forgotten has to be made free.
+const MAX_TAKEN: u64 = 64 << 20;
 
 /// What is forgotten and not yet free.
 #[derive(Default)]
@@ -25,8 +28,12 @@ pub(super) struct Emptied {
     written: Cell<u64>,
     /// The call whose empty L1 table is stable.
     stable: Cell<u64>,
-    /// Clusters below this one hold nothing but the tables that are never forgotten.
-    below: Cell<Option<u64>>,
+    /// Something is forgotten and not yet free.
+    pending: Cell<bool>,
+    /// Clusters taken since the last call: first and number. Everything else is forgotten.
+    young: RefCell<Vec<(u64, u64)>>,
+    /// Clusters taken since the first call that is pending.
+    taken: Cell<u64>,
 }
 
 impl Emptied {
@@ -42,17 +49,41 @@ impl Emptied {
         self.stable.set(self.written.get());
     }
 
-    /// Where allocation must start: below lies what is forgotten and perhaps still referred to on the disk.
-    pub fn floor(&self) -> u64 {
-        self.below.get().unwrap_or(0)
+    /// Clusters were taken.
+    pub fn note_taken(&self, first: u64, clusters: u64) {
+        if !self.pending.get() {
+            return;
+        }
+        self.taken.set(self.taken.get() + clusters);
+        let mut young = self.young.borrow_mut();
+        match young.last_mut() {
+            Some((start, n)) if *start + *n == first => *n += clusters,
+            _ => young.push((first, clusters)),
+        }
     }
 
-    pub fn is_overdue(&self, image: &Qcow2) -> bool {
-        self.below.get().is_some_and(|b| (image.end_cluster.get() - b) << image.cluster_bits > MAX_BEHIND)
+    /// Whether so much was taken that what is forgotten should be made free now.
+    pub fn is_overdue(&self, cluster_bits: u32) -> bool {
+        self.pending.get() && self.taken.get() << cluster_bits > MAX_TAKEN
     }
 
+    fn begin(&self) {
+        if !self.pending.replace(true) {
+            self.taken.set(0);
+        }
+        self.young.borrow_mut().clear();
+        self.generation.set(self.generation.get() + 1);
+    }
+
+    fn end(&self) {
+        self.pending.set(false);
+        self.young.borrow_mut().clear();
+        self.taken.set(0);
+    }
+
+    /// The image was read anew.
     pub fn reset(&self) {
-        self.below.set(None);
+        self.end();
         self.generation.set(self.generation.get() + 1);
         self.written.set(self.generation.get());
         self.stable.set(self.generation.get());
@@ -75,20 +106,19 @@ impl Qcow2 {
         if !simple {
             return self.forget_one_by_one().await;
         }
-        let below = self.end_cluster.get();
         {
             let mut l1 = self.l1.borrow_mut();
             l1.entries.fill(0);
             l1.dirty = Some((0, l1.entries.len()));
         }
         self.l2.clear();
-        // All of these lie below: the reset counts them free.
+        // None of these is young: the reset counts them free.
         self.frees.borrow_mut().clear();
         self.abandoned.borrow_mut().clear();
         self.compressed_tail.set(0);
+        self.compressed_freed.set(self.compressed_freed.get() + 1);
         *self.decompressed.borrow_mut() = None;
-        self.emptied.below.set(Some(below));
-        self.emptied.generation.set(self.emptied.generation.get() + 1);
+        self.emptied.begin();
         self.rebuild_metadata_clusters();
         self.settle_in_background();
         Ok(())
@@ -100,14 +130,16 @@ impl Qcow2 {
         if lockstep_event::Context::current().is_none() {
             return;
         }
+        let generation = self.emptied.generation();
         tokio::task::spawn_local(async move {
-            // Whoever called may run things that matter more now.
-            tokio::task::yield_now().await;
+            // Whoever called may run things that matter more now, and may call again soon.
+            tokio::time::sleep(SETTLE_AFTER).await;
             let Some(node) = node.upgrade() else { return };
             if !node.is_writable() {
                 return;
             }
             if let Some(image) = node.driver_as::<Qcow2>()
+                && image.emptied.generation() == generation
                 && let Err(e) = image.flush_all().await
             {
                 tracing::warn!("settling an emptied image: {e}");
@@ -115,18 +147,18 @@ impl Qcow2 {
         });
     }
 
-    /// Counts everything below the mark free, if the empty L1 table is stable.
+    /// Counts everything free that was not taken since, if the empty L1 table is stable.
     pub(super) async fn reset_after_emptying(&self) -> io::Result<()> {
         let generation = self.emptied.generation.get();
-        let Some(below) = self.emptied.below.get() else { return Ok(()) };
-        if self.emptied.stable.get() != generation {
+        if !self.emptied.pending.get() || self.emptied.stable.get() != generation {
             return Ok(());
         }
+        let young: HashSet<u64> = self.emptied.young.borrow().iter().flat_map(|(s, n)| *s..*s + *n).collect();
         let kept = self.kept_clusters();
         let per_block = self.clusters_per_block();
         let blocks: Vec<u64> = {
             let table = self.refs.table.borrow();
-            (0..table.len() as u64).filter(|i| table[*i as usize] != 0 && i * per_block < below).collect()
+            (0..table.len() as u64).filter(|i| table[*i as usize] != 0).collect()
         };
         for index in blocks {
             let first = index * per_block;
@@ -135,32 +167,42 @@ impl Qcow2 {
                 // Emptied again meanwhile: the next flush does it all.
                 return Ok(());
             }
-            let end = (first + per_block).min(below);
-            self.count_free(&block, first, end, &kept);
+            self.count_free(&block, first, first + per_block, &kept, &young);
         }
-        self.frees.borrow_mut().retain(|f| f.offset >> self.cluster_bits >= below);
-        self.abandoned.borrow_mut().retain(|(offset, _)| offset >> self.cluster_bits >= below);
-        self.refs.hint.set(0);
-        self.emptied.below.set(None);
-        self.rebuild_metadata_clusters();
-        if self.end_cluster.get() == below {
-            let end = kept.iter().max().map_or(1, |c| c + 1);
-            self.end_cluster.set(end);
-            let length = end << self.cluster_bits;
-            if self.file().len()? > length {
-                // The space is free for the host too. A file that cannot shrink is no error.
-                let _ = self.file().truncate(length, false, Preallocation::Off).await;
+        // What was noted for freeing and is not young has been freed with all the rest.
+        let frees = std::mem::take(&mut *self.frees.borrow_mut());
+        for free in frees {
+            for cluster in (0..free.clusters).map(|i| (free.offset >> self.cluster_bits) + i) {
+                if young.contains(&cluster) {
+                    self.defer_free(cluster << self.cluster_bits, 1, free.discard);
+                }
             }
+        }
+        self.refs.hint.set(0);
+        self.emptied.end();
+        self.rebuild_metadata_clusters();
+        let end = kept.iter().chain(&young).max().map_or(1, |c| c + 1);
+        self.end_cluster.set(end);
+        let length = end << self.cluster_bits;
+        if self.file().len()? > length {
+            // The space behind is free for the host too. A file that cannot shrink is no error.
+            let _ = self.file().truncate(length, false, Preallocation::Off).await;
         }
         Ok(())
     }
 
-    fn count_free(&self, block: &Table, first: u64, end: u64, kept: &HashSet<u64>) {
+    /// Counts clusters of one block: tables once, young clusters as they are, all others free.
+    fn count_free(&self, block: &Table, first: u64, end: u64, kept: &HashSet<u64>, young: &HashSet<u64>) {
         let order = self.refs.order;
         let bytes = (((end - first) << order).div_ceil(8)) as usize;
         block.change(0, bytes, |b| {
             for cluster in first..end {
-                set_entry(b, (cluster - first) as usize, order, u64::from(kept.contains(&cluster)));
+                let index = (cluster - first) as usize;
+                if kept.contains(&cluster) {
+                    set_entry(b, index, order, 1);
+                } else if !young.contains(&cluster) {
+                    set_entry(b, index, order, 0);
+                }
             }
         });
     }

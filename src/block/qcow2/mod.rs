@@ -132,6 +132,8 @@ pub struct Qcow2 {
     corrupt: Cell<bool>,
     /// The decompressed cluster used last: its L2 entry and contents.
     decompressed: RefCell<Option<(u64, Rc<Vec<u8>>)>>,
+    /// How often a compressed cluster was given up.
+    compressed_freed: Cell<u64>,
     /// Where the next compressed cluster may go on within the last one's host cluster.
     compressed_tail: Cell<u64>,
 }

@@ -79,6 +79,7 @@ pub(super) async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
         check_overlap,
         corrupt: Cell::new(false),
         decompressed: RefCell::default(),
+        compressed_freed: Cell::new(0),
         compressed_tail: Cell::new(0),
     };
     image.reload().await?;

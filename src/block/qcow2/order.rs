@@ -124,7 +124,10 @@ impl Qcow2 {
             let frees = self.frees.borrow();
             (frees.len(), frees.iter().map(|f| f.clusters).sum::<u64>())
         };
-        if ranges > MAX_RANGES || clusters << self.cluster_bits > MAX_BYTES || self.emptied.is_overdue(self) {
+        if ranges > MAX_RANGES
+            || clusters << self.cluster_bits > MAX_BYTES
+            || self.emptied.is_overdue(self.cluster_bits)
+        {
             self.flush_locked().await?;
         }
         Ok(())

@@ -198,6 +198,7 @@ impl Qcow2 {
                 allocation.clusters += 1;
             }
             self.note_allocated(allocation.offset, found);
+            self.emptied.note_taken(start, found);
             if self.refs.hint.get() == start {
                 self.refs.hint.set(start + found);
             }
@@ -215,7 +216,7 @@ impl Qcow2 {
         let per_block = self.clusters_per_block();
         let mut start = 0;
         let mut found = 0;
-        let mut cluster = self.refs.hint.get().max(self.emptied.floor());
+        let mut cluster = self.refs.hint.get();
         let mut first_free = None;
         // Blocks that say that everything is in use, far behind the file's end, are damaged or hostile.
         let believable = self.end_cluster.get().saturating_add(MAX_BLOCKS_BEHIND_END * per_block);
@@ -403,6 +404,10 @@ impl Qcow2 {
             for cluster in first..first + free.clusters {
                 match self.adjust(cluster, -1).await {
                     Ok(0) => {
+                        if self.compressed_tail.get() >> self.cluster_bits == cluster {
+                            // The next compressed cluster begins somewhere else.
+                            self.compressed_tail.set(0);
+                        }
                         self.refs.blocks.forget(cluster << self.cluster_bits);
                         self.l2.forget(cluster << self.cluster_bits);
                         self.metadata_clusters.borrow_mut().remove(&(cluster << self.cluster_bits));

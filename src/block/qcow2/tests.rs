@@ -105,7 +105,17 @@ fn random_writes_zeroes_and_discards_read_back_in_every_layout() {
                 let len = (random.next(200_000) + 1).min(model.len() as u64 - offset);
                 let range = offset as usize..(offset + len) as usize;
                 let node = image.node();
-                match random.next(10) {
+                match random.next(11) {
+                    10 => {
+                        // A whole cluster compressed, where nothing is yet.
+                        let size = node.driver().unwrap().format_info().cluster_size;
+                        let at = offset / size * size;
+                        let n = size.min(model.len() as u64 - at);
+                        let data = vec![random.next(255) as u8 + 1; n as usize];
+                        if node.write(at, &data, WriteFlags::COMPRESSED).await.is_ok() {
+                            model[at as usize..(at + n) as usize].copy_from_slice(&data);
+                        }
+                    }
                     0..=4 => {
                         let data = vec![random.next(255) as u8 + 1; len as usize];
                         node.write(offset, &data, WriteFlags::empty()).await.unwrap();

@@ -225,6 +225,8 @@ impl Qcow2 {
     /// Notes the clusters an entry referred to for freeing.
     pub(super) fn free_entry(&self, entry: Entry, discard: bool) {
         if entry.word & COMPRESSED != 0 {
+            self.compressed_freed.set(self.compressed_freed.get() + 1);
+            *self.decompressed.borrow_mut() = None;
             let (offset, len) = self.compressed_place(entry.word);
             let (start, span) = self.cluster_span(offset, len);
             self.defer_free(start, span >> self.cluster_bits, false);
