@@ -90,8 +90,10 @@ pub(crate) async fn inject(
         broken: false,
         buf: vec![0; READ_SIZE],
     };
+    let to_guest = node.faces(Direction::Tx);
     loop {
-        let want = !input.broken && input.netdev.has_room();
+        // Only what is for the card has to wait for it.
+        let want = !input.broken && (!to_guest || input.netdev.has_room());
         tokio::select! {
             biased;
             command = commands.recv() => match command {

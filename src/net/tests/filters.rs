@@ -130,6 +130,26 @@ fn what_was_sent_to_a_redirector_before_its_removal_goes_on() {
 }
 
 #[test]
+fn a_card_that_takes_nothing_does_not_hold_up_what_goes_out() {
+    run(|| async {
+        let m = Machine::new().await;
+        m.chardev("socket,id=back,host=127.0.0.1,port=0,server=on,wait=off").await;
+        m.chardev(&format!("socket,id=peer,host=127.0.0.1,port={}", m.port_of("back"))).await;
+        m.object(json!({"qom-type": "filter-redirector", "id": "r0", "netdev": "hn0", "queue": "rx", "indev": "back"}))
+            .unwrap();
+        m.card.busy.store(true, Ordering::SeqCst);
+        let shared = m.net.inner.netdevs.borrow()["hn0"].shared.clone();
+        for _ in 0..300 {
+            shared.enter(packet::Frame::new(plain("for the card")), netdev::Direction::Tx);
+        }
+        assert!(!shared.has_room());
+        let peer = m.chardevs.attach("peer").unwrap();
+        assert!(peer.write(&[&60u32.to_be_bytes()[..], &plain("out")].concat()));
+        assert_eq!(m.next_on_wire().await, plain("out"));
+    });
+}
+
+#[test]
 fn a_buffer_keeps_packets_for_its_interval_and_lets_them_go_when_switched_off() {
     run(|| async {
         let m = Machine::new().await;
