@@ -65,6 +65,8 @@ impl Vm {
         self.set_state(RunState::Running);
         self.clocks.enable_virtual(true);
         self.notify(true);
+        // Requests that stopped on an error, or came in the middle of it with a migration, are tried again.
+        self.board.resumed.notify();
         if let Some(vcpus) = self.vcpus() {
             vcpus.resume();
         }
