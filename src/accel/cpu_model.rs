@@ -263,13 +263,15 @@ impl CpuModel {
         let name = parts.next().unwrap_or("");
         let mut model = Self::named(name).ok_or_else(|| err!("unable to find CPU model '{name}'"))?;
         for part in parts.filter(|p| !p.is_empty()) {
-            let (name, value) = match (part.strip_prefix('+'), part.strip_prefix('-'), part.split_once('=')) {
-                (Some(name), ..) => (name, "on"),
-                (_, Some(name), _) => (name, "off"),
-                (.., Some((name, value))) => (name, value),
-                _ => return Err(err!("Expected key=value format, found {part}.")),
-            };
-            model.set(name, value)?;
+            match (part.strip_prefix('+'), part.strip_prefix('-')) {
+                (Some(name), _) => model.set(name, "on")?,
+                (_, Some(name)) => model.set(name, "off")?,
+                _ => {
+                    let (name, value) = part.split_once('=').unwrap_or((part, "on"));
+                    let place = format!("can't apply global {}-x86_64-cpu.{name}={value}: ", model.name);
+                    model.set(name, value).map_err(|e| e.prepend(place))?;
+                }
+            }
         }
         Ok(model)
     }

@@ -135,6 +135,9 @@ impl Drives {
         };
         let werror = error_policy(&mut o, "werror", false)?;
         let rerror = error_policy(&mut o, "rerror", true)?;
+        if o.get("aio").is_some_and(|aio| !matches!(aio, "threads" | "native" | "io_uring")) {
+            bail!("invalid aio option");
+        }
         let (flags, write_cache) = open_flags(&mut o, media)?;
         let file = o.take("file").filter(|f| !f.is_empty());
         if let Some(format) = o.take("format") {
@@ -245,7 +248,7 @@ fn open_flags(o: &mut Opts, media: Media) -> Result<(OpenFlags, bool)> {
             bail!("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap")
         }
         Some("unmap") => DetectZeroes::Unmap,
-        Some(other) => bail!("Parameter 'detect-zeroes' does not accept value '{other}'"),
+        Some(other) => bail!("invalid parameter value: {other}"),
     };
     let read_only = match bool_option(o, "readonly")? {
         Some(on) => Some(on),

@@ -79,6 +79,11 @@ pub fn list(implements: Option<&str>, with_abstract: bool) -> Vec<ObjectTypeInfo
     all
 }
 
+/// Whether there is a type, abstract or not.
+pub fn exists(name: &str) -> bool {
+    ancestors(name).is_some()
+}
+
 /// Whether a type exists, and its ancestors if so; abstract types count.
 fn ancestors(name: &str) -> Option<Vec<&'static str>> {
     concrete().into_iter().find_map(|entry| match entry.parents.iter().position(|p| *p == name) {

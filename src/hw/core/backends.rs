@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 /// What a device makes of a drive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriveUser {
+    /// The type of the device.
+    pub type_name: &'static str,
     /// The device's id, or its place in the tree of objects.
     pub name: String,
     /// Its place in the tree of objects.

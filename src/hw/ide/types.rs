@@ -151,6 +151,7 @@ fn create(context: &mut CreateContext<'_>, kind: DriveKind) -> Result<Arc<dyn De
         bail!("logical_block_size must be 512 for IDE");
     }
     let user = DriveUser {
+        type_name: if kind == DriveKind::Cd { "ide-cd" } else { "ide-hd" },
         name,
         path: context.path.to_owned(),
         writes: kind == DriveKind::Disk,

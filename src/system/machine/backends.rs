@@ -38,7 +38,7 @@ impl BackendProvider for Provider {
                 let node = vm
                     .graph
                     .find_node(id)
-                    .ok_or_else(|| err!("Property '{}.drive' can't find value '{id}'", user.name))?;
+                    .ok_or_else(|| err!("Property '{}.drive' can't find value '{id}'", user.type_name))?;
                 let backend = lockstep_block::Backend::new(&vm.graph, None)?;
                 backend.insert(&node)?;
                 vm.keep(backend.clone());

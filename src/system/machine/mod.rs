@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::{
     cmdline::{CommandLine, Occurrence},
     machine_options::MachineKind,
+    types,
     vm::Vm,
 };
 
@@ -92,6 +93,9 @@ pub fn add_device_text(vm: &Vm, text: &str) -> Result<()> {
         return add_device(vm, members.into_iter().map(|(k, v)| (k, PropertyInput::Json(v))).collect());
     }
     let options = opts::parse(text, Some("driver"))?;
+    if let Some(id) = options.id.as_deref().filter(|id| vm.board.tree.find(id).is_some()) {
+        bail!("Duplicate ID '{id}' for device");
+    }
     let mut all: Vec<_> = options.items.into_iter().map(|(k, v)| (k, PropertyInput::Text(v))).collect();
     if let Some(id) = options.id {
         all.push(("id".into(), PropertyInput::Text(id)));
@@ -139,7 +143,10 @@ pub fn add_device(vm: &Vm, options: Vec<(String, PropertyInput)>) -> Result<()> 
     if let Some(id) = &id {
         opts::check_id(id)?;
     }
-    let kind = device_types().find(&driver).ok_or_else(|| err!("'{driver}' is not a valid device model name"))?;
+    let kind = device_types().find(&driver).ok_or_else(|| match types::exists(&driver) {
+        true => err!("Parameter 'driver' expects a non-abstract device type"),
+        false => err!("'{driver}' is not a valid device model name"),
+    })?;
     create_device(&vm.board, kind, id.as_deref(), bus.as_deref(), &properties, QomParent::User)?;
     Ok(())
 }

@@ -258,7 +258,9 @@ async fn ports(vm: &Rc<Vm>, line: &CommandLine) -> Result<Ports> {
             return Err(o.locate(err!("too many serial ports")));
         }
         serial.push(serial_chardev(vm, n, &o.value).await.map_err(|e| {
-            report::error(o.locate(e));
+            if !o.value.starts_with("chardev:") {
+                report::error(o.locate(e));
+            }
             o.locate(err!("could not connect serial device to character backend '{}'", o.value))
         })?);
     }
@@ -294,6 +296,9 @@ async fn port_chardev(vm: &Rc<Vm>, label: &str, text: &str) -> Result<Option<Str
     // There is no screen with virtual consoles.
     let text = if text == "vc" || text.starts_with("vc:") { "null" } else { text };
     if let Some(id) = text.strip_prefix("chardev:") {
+        if !vm.chardevs.contains(id) {
+            return Err(err!("chardev \"{id}\" not found"));
+        }
         return Ok(Some(id.to_owned()));
     }
     vm.add_chardev(describe(&parse_short(label, text)?)?).await?;

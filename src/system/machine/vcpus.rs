@@ -41,9 +41,10 @@ impl CpuFacts {
 /// # Errors
 /// QEMU's, of the model and of the engine.
 pub(super) fn create(vm: &Rc<Vm>) -> Result<CpuFacts> {
+    let model = CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"))?.with_cores(vm.options.smp.cores);
     match &vm.accelerator {
-        Accelerator::Kvm(kvm) => create_kvm(vm, kvm),
-        Accelerator::Tcg(tcg) => create_tcg(vm, tcg),
+        Accelerator::Kvm(kvm) => create_kvm(vm, kvm, &model),
+        Accelerator::Tcg(tcg) => create_tcg(vm, tcg, &model),
         Accelerator::Qtest | Accelerator::None => {
             vm.set_vcpus(VcpuSet::start(vec![], |_, _| {})?);
             Ok(CpuFacts::default())
@@ -51,13 +52,12 @@ pub(super) fn create(vm: &Rc<Vm>) -> Result<CpuFacts> {
     }
 }
 
-fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>) -> Result<CpuFacts> {
-    let model = CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"))?.with_cores(vm.options.smp.cores);
+fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>, model: &CpuModel) -> Result<CpuFacts> {
     kvm.attach_memory(&vm.board.memory_space, &vm.board.ram);
     let mut cpus: Vec<Box<dyn Vcpu>> = vec![];
     let mut facts = CpuFacts::default();
     for index in 0..vm.options.smp.cpus {
-        let cpuid = kvm.cpuid(&model, index, &mut |w| report::warn(w))?;
+        let cpuid = kvm.cpuid(model, index, &mut |w| report::warn(w))?;
         facts = CpuFacts::of(&cpuid);
         cpus.push(kvm.create_vcpu(index, &cpuid, &vm.board.memory_space, &vm.board.port_space)?);
     }
@@ -74,13 +74,12 @@ fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>) -> Result<CpuFacts> {
     Ok(facts)
 }
 
-fn create_tcg(vm: &Rc<Vm>, tcg: &Arc<TcgMachine>) -> Result<CpuFacts> {
-    let model = CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"))?.with_cores(vm.options.smp.cores);
+fn create_tcg(vm: &Rc<Vm>, tcg: &Arc<TcgMachine>, model: &CpuModel) -> Result<CpuFacts> {
     tcg.attach_memory(&vm.board.memory_space, &vm.board.port_space, &vm.board.ram)?;
     let mut cpus: Vec<Box<dyn Vcpu>> = vec![];
     let mut facts = CpuFacts::default();
     for index in 0..vm.options.smp.cpus {
-        let cpuid = tcg.cpuid(&model, index, &mut |w| report::warn(w));
+        let cpuid = tcg.cpuid(model, index, &mut |w| report::warn(w));
         facts = CpuFacts::of(&cpuid);
         cpus.push(tcg.create_vcpu(index, &cpuid, vm.options.smp.cpus as usize)?);
     }

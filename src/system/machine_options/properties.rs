@@ -103,7 +103,7 @@ impl MachineOptions {
                     self.accelerators = text(&key, value)?
                         .split(':')
                         .filter(|n| !n.is_empty())
-                        .map(|n| AccelKind::parse(n).ok_or_else(|| n.to_owned()))
+                        .map(|n| AccelKind::parse(n).ok_or_else(|| format!("invalid accelerator {n}")))
                         .collect();
                 }
                 "acpi" => self.acpi = on_off_auto(&key, value)?,

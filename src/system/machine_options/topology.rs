@@ -79,7 +79,7 @@ fn fill_in(
         },
     };
     let total = sockets.wrapping_mul(cores).wrapping_mul(threads);
-    let max_cpus = max.unwrap_or(total);
+    let max_cpus = max.or(cpus).unwrap_or(total);
     let cpus = cpus.unwrap_or(max_cpus);
     let shape = format!("sockets ({sockets}) * dies (1) * modules (1) * cores ({cores}) * threads ({threads})");
     if total != max_cpus {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Ctx, cpus};
 use crate::{
     machine,
-    machine_options::{MACHINE_TYPES, MachineKind, MachineType},
+    machine_options::{AccelKind, MACHINE_TYPES, MachineKind, MachineType},
     vm::Accelerator,
 };
 
@@ -49,7 +49,14 @@ pub fn register(registry: &mut Registry<Ctx>) {
         Ok(MemoryInfo { base_memory, plugged_memory: Some(0) })
     });
     registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
-        let enabled = matches!(vm.accelerator, Accelerator::Kvm(_));
+        let enabled = match vm.accelerator {
+            Accelerator::Kvm(_) => true,
+            Accelerator::Qtest => false,
+            // Nothing runs, but KVM is what would.
+            Accelerator::None => {
+                vm.options.accelerators.contains(&Ok(AccelKind::Kvm)) && std::fs::File::open("/dev/kvm").is_ok()
+            }
+        };
         Ok(KvmInfo { enabled, present: true })
     });
     registry.register::<cmd::DeviceAdd>(async |vm: Ctx, arguments: Map| {

@@ -65,8 +65,12 @@ pub(super) fn warn(o: &Occurrence, warnings: &[(String, String)]) {
 
 /// Objects that need nothing else.
 pub(super) async fn early_objects(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    let mut ids = std::collections::HashSet::new();
     for o in line.all("object") {
         let options = object_options(o)?;
+        if !ids.insert(options.id.clone()) {
+            return Err(o.locate(err!("Duplicate ID '{}' for object", options.id)));
+        }
         if !objects::is_late(&options) {
             vm.objects.add(vm, options).await.map_err(|e| o.locate(e))?;
         }
@@ -112,6 +116,9 @@ pub(super) async fn chardevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         let warnings: Vec<_> = parsed.warnings().collect();
         warn(o, &warnings);
         let _place = report::Location::new(o.location.clone());
+        if let Some(id) = parsed.id.as_deref().filter(|id| vm.chardevs.contains(id)) {
+            return Err(o.locate(err!("Duplicate ID '{id}' for chardev")));
+        }
         let described = describe(&parsed).map_err(|e| o.locate(e))?;
         vm.add_chardev(described).await.map_err(|e| o.locate(e))?;
     }
@@ -168,8 +175,14 @@ pub(super) async fn qtest(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     let id = match o.value.strip_prefix("chardev:") {
         Some(id) => id.to_owned(),
         None => {
-            let described = parse_short("qtest", &o.value).and_then(|opts| describe(&opts)).map_err(|e| o.locate(e))?;
-            vm.add_chardev(described).await.map_err(|e| o.locate(e))?;
+            let made = match parse_short("qtest", &o.value).and_then(|opts| describe(&opts)) {
+                Ok(described) => vm.add_chardev(described).await,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = made {
+                report::error(e.message());
+                bail!("Failed to initialize device for qtest: \"{}\"", o.value);
+            }
             "qtest".to_owned()
         }
     };

@@ -82,13 +82,17 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
     if options.machine.kind == MachineKind::None {
         return Ok((Accelerator::None, Clocks::new()));
     }
-    let mut failed = false;
+    let mut failures: Vec<Error> = vec![];
     for kind in &options.accelerators {
         match kind {
-            Err(name) => report::error(format_args!("invalid accelerator {name}")),
-            Ok(AccelKind::Qtest) => return Ok((Accelerator::Qtest, Clocks::manual())),
+            Err(unknown) => failures.push(Error::new(unknown.clone())),
+            Ok(AccelKind::Qtest) => {
+                failures.iter().for_each(|e| report::error(e.message()));
+                return Ok((Accelerator::Qtest, Clocks::manual()));
+            }
             Ok(AccelKind::Tcg) => {
-                if failed {
+                failures.iter().for_each(|e| report::error(e.message()));
+                if !failures.is_empty() {
                     report::error("falling back to tcg");
                 }
                 let clocks = Clocks::new();
@@ -98,7 +102,8 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
                 let clocks = Clocks::new();
                 match KvmMachine::new(clocks.clone()) {
                     Ok(kvm) => {
-                        if failed {
+                        failures.iter().for_each(|e| report::error(e.message()));
+                        if !failures.is_empty() {
                             report::error("falling back to KVM");
                         }
                         return Ok((Accelerator::Kvm(std::sync::Arc::new(kvm)), clocks));
@@ -106,15 +111,16 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
                     Err(e) => {
                         eprintln!("{}", e.message());
                         let reason = e.message().rsplit(": ").next().unwrap_or_default().to_owned();
-                        report::error(format_args!("failed to initialize kvm: {reason}"));
+                        failures.push(err!("failed to initialize kvm: {reason}"));
                     }
                 }
             }
         }
-        failed = true;
     }
-    // Each failure was reported where it happened.
-    Err(err!("no accelerator found"))
+    // The last failure is why the program ends.
+    let last = failures.pop().unwrap_or_else(|| err!("no accelerator found"));
+    failures.iter().for_each(|e| report::error(e.message()));
+    Err(last)
 }
 
 async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {

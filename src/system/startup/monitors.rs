@@ -46,6 +46,9 @@ async fn compat_monitor(vm: &Rc<Vm>, dispatcher: &Rc<Dispatcher<Ctx>>, o: &Occur
             label.to_owned()
         }
     };
+    if !vm.chardevs.contains(&id) {
+        return Err(o.locate(err!("chardev \"{id}\" not found")));
+    }
     match o.name {
         "monitor" => readline::start(vm, vm.chardevs.attach(&id).map_err(|e| o.locate(e))?),
         name => {
@@ -62,16 +65,19 @@ fn mon(vm: &Rc<Vm>, dispatcher: &Rc<Dispatcher<Ctx>>, o: &Occurrence) -> Result<
             return Err(o.locate(err!("Invalid parameter '{key}'")));
         }
     }
+    let mode = options.get("mode").unwrap_or("readline");
+    if !matches!(mode, "readline" | "control") {
+        return Err(o.locate(err!("Parameter 'mode' does not accept value '{mode}'")));
+    }
     let id = options.get("chardev").ok_or_else(|| o.locate(err!("Parameter 'chardev' is missing")))?;
     if !vm.chardevs.contains(id) {
         return Err(o.locate(err!("chardev \"{id}\" not found")));
     }
     let pretty = options.get_bool("pretty").map_err(|e| o.locate(e))?.unwrap_or(false);
     let frontend = || vm.chardevs.attach(id).map_err(|e| o.locate(e));
-    match options.get("mode") {
-        None | Some("readline") => readline::start(vm, frontend()?),
-        Some("control") => attach::start_qmp(vm, dispatcher, frontend()?, pretty),
-        Some(mode) => return Err(o.locate(err!("Parameter 'mode' does not accept value '{mode}'"))),
+    match mode {
+        "control" => attach::start_qmp(vm, dispatcher, frontend()?, pretty),
+        _ => readline::start(vm, frontend()?),
     }
     Ok(())
 }
