@@ -83,8 +83,9 @@ impl Node {
         if info.cluster_size > 0 {
             image.insert("cluster-size".into(), info.cluster_size.into());
         }
-        // Composite nodes have no such facts.
-        if matches!(self.def().kind, DriverKind::Format | DriverKind::Protocol) {
+        // Composite nodes have no such facts, nor has one that stores nothing.
+        let has_facts = matches!(self.def().kind, DriverKind::Format | DriverKind::Protocol);
+        if has_facts && !self.def().name.starts_with("null-") {
             image.insert("dirty-flag".into(), info.dirty.into());
         }
         if let Some(specific) = info.specific {

@@ -248,7 +248,6 @@ impl Exports {
 
     /// `nbd-server-remove`
     pub async fn server_remove(&self, graph: &Graph, name: &str, mode: RemoveMode) -> Result<()> {
-        self.server()?;
         let export = self.by_name(name).ok_or_else(|| Error::new(format!("Export '{name}' is not found")))?;
         let id = export.id.clone();
         self.remove(graph, &id, mode).await

@@ -37,6 +37,11 @@ impl Args {
                     if let Some(after) = given.filter(|r| r.is_empty() || r.starts_with(char::is_whitespace)) {
                         args.flags.push(*flag);
                         rest = after.trim_start();
+                    } else if let Some(other) = rest.strip_prefix('-').and_then(|r| r.chars().next()) {
+                        let known = |p: &Param| matches!(p, Param::Flag(f) if *f == other);
+                        if !other.is_whitespace() && !params.iter().any(known) {
+                            return Err(format!("unsupported option -{other}"));
+                        }
                     }
                 }
                 Param::Word(name) | Param::OptionalWord(name) | Param::Device(name) | Param::OptionalDevice(name) => {

@@ -1,0 +1,95 @@
+//! Wrong uses get QEMU's words: of the command line (`cli_errors.txt`) and of the monitor (`qmp_errors.txt`). What QEMU
+//! 10.0.2 answered is in the files; what only it has, or does wrong, is not there.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const CLI: &str = include_str!("cli_errors.txt");
+const QMP: &str = include_str!("qmp_errors.txt");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_qemu-system-x86_64");
+
+/// A line `$ arguments` begins a case, what is printed follows.
+#[test]
+fn wrong_command_lines_get_qemus_words() {
+    let dir = tempfile::tempdir().expect("a folder");
+    make_image(dir.path(), "e1.qcow2");
+    let mut wrong = vec![];
+    for case in CLI.split("$ ").skip(1) {
+        let (arguments, expected) = case.split_once('\n').expect("an expectation");
+        let out = Command::new(PROGRAM)
+            .args(["-accel", "qtest", "-display", "none", "-monitor", "none"])
+            .args(arguments.split(' '))
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .output()
+            .expect("the program runs");
+        let printed = String::from_utf8_lossy(&out.stderr);
+        if printed.trim_end() != expected.trim_end() || out.status.code() != Some(1) {
+            wrong.push(format!("{arguments}\n  expected: {expected}  printed:  {printed}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn make_image(dir: &Path, name: &str) {
+    let status = Command::new(env!("CARGO_BIN_EXE_qemu-img"))
+        .args(["create", "-q", "-f", "qcow2", name, "64M"])
+        .current_dir(dir)
+        .status()
+        .expect("qemu-img runs");
+    assert!(status.success());
+}
+
+/// One session on a machine with a network, two disks and some character devices.
+fn session(script: &str) -> Vec<String> {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(dir.path().join("images")).expect("a folder");
+    ["images/e1.qcow2", "images/e2.qcow2"].iter().for_each(|name| make_image(dir.path(), name));
+    let machine = "-machine pc -accel qtest -m 32 -name foo -display none -nodefaults -S \
+        -netdev dgram,id=hn0,local.type=unix,local.path=local.sock,remote.type=unix,remote.path=remote.sock \
+        -device rtl8139,netdev=hn0,id=e0 -chardev socket,id=cs,path=cs.sock,server=on,wait=off \
+        -chardev null,id=cn -chardev null,id=cn2 -chardev null,id=n1 \
+        -drive if=ide,id=colo-disk0,driver=quorum,read-pattern=fifo,vote-threshold=1,children.0.file.filename=images/e1.qcow2,children.0.driver=qcow2 \
+        -drive if=none,id=d2,file=images/e2.qcow2,driver=qcow2 -qmp stdio";
+    let mut child = Command::new(PROGRAM)
+        .args(machine.split_whitespace())
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the program runs");
+    let mut input = child.stdin.take().expect("an input");
+    let mut output = BufReader::new(child.stdout.take().expect("an output")).lines();
+    output.next().expect("a greeting").expect("text");
+    let mut wrong = vec![];
+    let mut asked = "";
+    for line in script.lines().filter(|l| !l.is_empty()) {
+        if let Some(request) = line.strip_prefix("-> ") {
+            asked = request;
+            writeln!(input, "{request}").expect("the monitor reads");
+            continue;
+        }
+        let expected: serde_json::Value = serde_json::from_str(&line[3..]).expect("JSON");
+        let answer = loop {
+            let text = output.next().expect("an answer").expect("text");
+            let answer: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            if answer.get("event").is_none() {
+                break answer;
+            }
+        };
+        if answer != expected {
+            wrong.push(format!("{asked}\n  expected: {expected}\n  answered: {answer}"));
+        }
+    }
+    child.kill().expect("the program ends");
+    child.wait().expect("the program ends");
+    wrong
+}
+
+#[test]
+fn wrong_requests_get_qemus_answers() {
+    let wrong: Vec<_> = QMP.split("== session\n").skip(1).flat_map(session).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
