@@ -4,6 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use lockstep_accel::qtest::{IrqAccess, LONGEST_LINE, Qtest};
 use lockstep_chardev::{CharFrontend, StreamEvent};
+use lockstep_hw::irqchip::GsiRouter;
 use lockstep_util::{Result, err};
 
 use crate::vm::Vm;
@@ -41,22 +42,37 @@ impl Log {
     }
 }
 
-/// No interrupt is intercepted yet.
-struct NoLines;
+/// The lines of the machine's I/O APIC, by its name or path.
+struct Lines {
+    router: Option<Arc<GsiRouter>>,
+}
 
-impl IrqAccess for NoLines {
-    fn intercept(&self, _path: &str, _outputs: bool, _tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
-        false
+/// Where the I/O APIC is in the tree of objects.
+const IOAPIC: &str = "/machine/i440fx/ioapic";
+const INPUTS: &str = "unnamed-gpio-in";
+
+impl Lines {
+    fn of(&self, path: &str) -> Option<&GsiRouter> {
+        let matches = path == IOAPIC || !path.starts_with('/') && IOAPIC.ends_with(&format!("/{path}"));
+        self.router.as_deref().filter(|_| matches)
     }
-    fn set_input(&self, _path: &str, _name: &str, _n: u32, _level: bool) -> bool {
-        false
+}
+
+impl IrqAccess for Lines {
+    fn intercept(&self, path: &str, outputs: bool, tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
+        !outputs && self.of(path).is_some_and(|router| router.intercept_ioapic(tell))
+    }
+
+    fn set_input(&self, path: &str, name: &str, n: u32, level: bool) -> bool {
+        name == INPUTS && self.of(path).is_some_and(|router| router.set_ioapic_input(n, level))
     }
 }
 
 /// Serves the protocol on a device for as long as the machine.
 pub fn start(vm: &Rc<Vm>, frontend: CharFrontend, mut log: Log) {
     let (memory, ports, clocks) = (vm.board.memory_space.clone(), vm.board.port_space.clone(), vm.clocks.clone());
-    let lines: Arc<dyn IrqAccess> = Arc::new(NoLines);
+    let router = vm.pc().and_then(|pc| pc.machine.gsi_router().cloned());
+    let lines: Arc<dyn IrqAccess> = Arc::new(Lines { router });
     tokio::task::spawn_local(async move {
         let mut stream = frontend.into_stream();
         let writer = stream.writer();

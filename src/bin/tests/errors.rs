@@ -88,6 +88,57 @@ fn session(script: &str) -> Vec<String> {
     wrong
 }
 
+/// The keyboard controller's interrupt goes to whoever intercepts the I/O APIC's inputs.
+#[test]
+fn a_test_is_told_of_interrupts() {
+    let mut child = Command::new(PROGRAM)
+        .args("-machine pc -accel qtest -display none -nodefaults -qtest stdio -qtest-log none".split(' '))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program runs");
+    let mut input = child.stdin.take().expect("an input");
+    let mut output = BufReader::new(child.stdout.take().expect("an output")).lines();
+    let mut told = vec![];
+    let lines = [
+        "irq_intercept_in ioapic",
+        // Interrupts on, then a byte as if from the keyboard, then it is read.
+        "outb 0x64 0x60",
+        "outb 0x60 0x01",
+        "outb 0x64 0xd2",
+        "outb 0x60 0x1e",
+        "inb 0x60",
+        "set_irq_in ioapic unnamed-gpio-in 4 1",
+        "irq_intercept_in nosuch",
+    ];
+    for line in lines {
+        writeln!(input, "{line}").expect("it reads");
+        loop {
+            let text = output.next().expect("an answer").expect("text");
+            if text.starts_with("OK") || text.starts_with("FAIL") {
+                told.push(text);
+                break;
+            }
+            told.push(text);
+        }
+    }
+    child.kill().expect("the program ends");
+    child.wait().expect("the program ends");
+    let expected = [
+        "OK",
+        "OK",
+        "OK",
+        "OK",
+        "IRQ raise 1",
+        "OK",
+        "IRQ lower 1",
+        "OK 0x000000000000001e",
+        "OK",
+        "FAIL IRQ intercept already enabled",
+    ];
+    assert_eq!(told, expected);
+}
+
 #[test]
 fn wrong_requests_get_qemus_answers() {
     let wrong: Vec<_> = QMP.split("== session\n").skip(1).flat_map(session).collect();

@@ -83,7 +83,7 @@ pub trait PcHooks {
 /// Interrupt controllers and timer, wherever they are.
 enum Controllers {
     Kernel(Arc<dyn KernelIrqChip>),
-    Here { pic: Arc<PicPair>, ioapic: Arc<IoApic>, apics: Arc<ApicBus> },
+    Here { pic: Arc<PicPair>, ioapic: Arc<IoApic>, apics: Arc<ApicBus>, router: Arc<GsiRouter> },
 }
 
 /// The machine.
@@ -150,12 +150,13 @@ impl PcMachine {
                     board.states.register_instance("apic", cpu.index, apic.clone());
                     board.resets.register(ResetPhase::Devices, move |_| apic.reset());
                 }
-                Controllers::Here { pic, ioapic, apics }
+                let router = GsiRouter::new(pic.clone(), ioapic.clone());
+                Controllers::Here { pic, ioapic, apics, router }
             }
         };
         let sink: Arc<dyn IrqSink> = match &controllers {
             Controllers::Kernel(chip) => chip.clone(),
-            Controllers::Here { pic, ioapic, .. } => GsiRouter::new(pic.clone(), ioapic.clone()),
+            Controllers::Here { router, .. } => router.clone(),
         };
         let gsis: Vec<_> = (0..GSI_COUNT).map(|n| IrqLine::new(sink.clone(), n)).collect();
         let isa_irqs: [IrqLine; 16] = std::array::from_fn(|n| gsis[n].clone());
@@ -543,6 +544,14 @@ impl PcMachine {
     pub fn ioapic(&self) -> Option<&Arc<IoApic>> {
         match &self.controllers {
             Controllers::Here { ioapic, .. } => Some(ioapic),
+            Controllers::Kernel(_) => None,
+        }
+    }
+
+    /// Where all interrupt lines lead, unless the kernel has the controllers.
+    pub fn gsi_router(&self) -> Option<&Arc<GsiRouter>> {
+        match &self.controllers {
+            Controllers::Here { router, .. } => Some(router),
             Controllers::Kernel(_) => None,
         }
     }

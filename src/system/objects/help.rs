@@ -81,4 +81,5 @@ pub static TYPE_HELP: &[ObjectTypeHelp] = &[
         ],
     },
     ObjectTypeHelp { name: "iothread", parents: &["event-loop-base"], class_properties: &[] },
+    ObjectTypeHelp { name: "throttle-group", parents: &[], class_properties: &[("limits", "ThrottleLimits")] },
 ];

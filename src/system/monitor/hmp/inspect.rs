@@ -29,6 +29,7 @@ pub(super) static INFO: &[HmpCommand] = &[
     ),
     plain("mice", "show which guest mouse is receiving events", info_mice),
     plain("pci", "show PCI info", info_pci),
+    plain("pic", "show PIC state", info_pic),
     plain("qtree", "show device tree", info_qtree),
 ];
 
@@ -147,6 +148,15 @@ fn info_pci<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture
                 }
             }
             let _ = writeln!(out, "      id \"{}\"", d.qdev_id);
+        }
+        Ok(())
+    })
+}
+
+fn info_pic<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        if let Some(pc) = vm.pc() {
+            out.push_str(&pc.machine.describe_interrupts());
         }
         Ok(())
     })
