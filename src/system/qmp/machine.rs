@@ -51,7 +51,7 @@ pub fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryKvm>(async |vm: Ctx, _| {
         let enabled = match vm.accelerator {
             Accelerator::Kvm(_) => true,
-            Accelerator::Qtest => false,
+            Accelerator::Tcg(_) | Accelerator::Qtest => false,
             // Nothing runs, but KVM is what would.
             Accelerator::None => {
                 vm.options.accelerators.contains(&Ok(AccelKind::Kvm)) && std::fs::File::open("/dev/kvm").is_ok()
