@@ -132,7 +132,7 @@ fn a_test_is_told_of_interrupts() {
         "IRQ raise 1",
         "OK",
         "IRQ lower 1",
-        "OK 0x000000000000001e",
+        "OK 0x001e",
         "OK",
         "FAIL IRQ intercept already enabled",
     ];
