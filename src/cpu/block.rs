@@ -1,7 +1,7 @@
 //! Decoded code: blocks of operations, found by where their bytes lie in the host, so that mappings share them.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
 };
 
@@ -66,6 +66,7 @@ pub(crate) struct Slow {
 pub(crate) struct Block {
     pub ops: Vec<Op>,
     /// Owners of what `imm` of some operations points to.
+    #[allow(clippy::vec_box, reason = "operations point at them: they may not move when the list grows")]
     pub slow: Vec<Box<Slow>>,
     pub bytes: u16,
     /// The host page, and the second one for an instruction that crosses into it; 0 if none does.
@@ -189,9 +190,9 @@ impl Cpu {
         }
         let mut bytes = [0u8; 512];
         let room = (0x1000 - (host & 0xfff) as usize).min(512);
-        // SAFETY: within a page of a range whose block is kept alive. The guest may write meanwhile; any mix will do, its
-        // writes are noted once the page is known to hold code, which is before the bytes are read.
         self.note_code_page(page, &ram, ram_offset);
+        // SAFETY: within a page of a range whose block is kept alive. The guest may write meanwhile; any mix will do, its
+        // writes are noted once the page is known to hold code, which it is by now.
         unsafe { std::ptr::copy_nonoverlapping(host as *const u8, bytes.as_mut_ptr(), room) };
         let mut second = 0;
         let mut block = match self.decode(&bytes[..room], MAX_OPS, false) {
@@ -246,8 +247,8 @@ impl Cpu {
     }
 
     fn note_code_page(&mut self, page: u64, ram: &lockstep_memory::RamBlock, offset: u64) {
-        if !self.code.contains_key(&page) {
-            self.code.insert(page, CodePage::default());
+        if let Entry::Vacant(entry) = self.code.entry(page) {
+            entry.insert(CodePage::default());
             let link = self.link.clone();
             self.machine.add_code(&link, page, ram, offset & !0xfff);
             self.protect_host_page(page);

@@ -267,7 +267,7 @@ fn fast(cpu: &Cpu, insn: &Instruction, op: &mut Op, has_memory: bool) -> Option<
                 op.s = place(insn.op_register(1));
                 go(nine!(k, size, alu_mr))
             }
-            (true, _, ..) if immediate(1) => {
+            (true, ..) if immediate(1) => {
                 (op.d, op.imm) = (place(insn.op_register(0)), insn.immediate(1));
                 go(nine!(k, size, alu_ri))
             }
@@ -292,7 +292,7 @@ fn fast(cpu: &Cpu, insn: &Instruction, op: &mut Op, has_memory: bool) -> Option<
                 op.s = place(insn.op_register(1));
                 go(sized!(insn.op_register(1).size(), mov_mr))
             }
-            (true, _, ..) if immediate(1) => {
+            (true, ..) if immediate(1) => {
                 (op.d, op.imm) = (place(insn.op_register(0)), insn.immediate(1));
                 go(sized!(size, mov_ri))
             }

@@ -86,9 +86,7 @@ impl Cpu {
             }
             if pdpte {
                 reserved |= NX | 0x1e6;
-            } else if long && !may_be_page {
-                reserved |= PS;
-            } else if !page && entry & PS != 0 && shift == 30 {
+            } else if long && !may_be_page || !page && entry & PS != 0 && shift == 30 {
                 reserved |= PS;
             }
             if page && !last {

@@ -457,9 +457,7 @@ impl Cpu {
         let changed = self.cr0 ^ value;
         let defined = 0xe005_003f;
         self.cr0 = value & defined | cr::CR0_ET;
-        if self.cr0 & cr::CR0_PE == 0 {
-            self.cpl = 0;
-        } else if changed & cr::CR0_PE != 0 {
+        if self.cr0 & cr::CR0_PE == 0 || changed & cr::CR0_PE != 0 {
             self.cpl = 0;
         }
         if changed & (cr::CR0_PG | cr::CR0_WP | cr::CR0_PE) != 0 {
