@@ -271,7 +271,7 @@ async fn copy_step(from: &Rc<Node>, at: u64, rest: u64, out: &Rc<Node>, to: u64,
     if plan.compress {
         // Whole clusters only: what is around them goes along.
         n = (n.next_multiple_of(plan.cluster)).min(rest).min(CHUNK.next_multiple_of(plan.cluster));
-        if zero && extent.len >= plan.cluster && to % plan.cluster == 0 {
+        if zero && extent.len >= plan.cluster && to.is_multiple_of(plan.cluster) {
             let whole = extent.len - extent.len % plan.cluster;
             write_zero(out, to, whole, plan).await?;
             return Ok(whole);

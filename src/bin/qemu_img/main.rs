@@ -68,7 +68,7 @@ fn dispatch(args: &[String]) -> Outcome {
             return Err(FAILURE);
         }
     };
-    for (name, value) in &parsed.options {
+    if let Some((name, value)) = parsed.options.first() {
         match name.as_str() {
             "help" => {
                 print!("{}", help::overview());

@@ -371,7 +371,7 @@ impl ApicRegs {
             (false, _) => id == self.id,
             (true, true) => {
                 let (cluster, bits) = (self.id >> 4, 1 << (self.id & 15));
-                !short && id >> 16 == cluster && id & bits != 0 || short && cluster == 0 && id & bits != 0
+                id & bits != 0 && cluster == if short { 0 } else { id >> 16 }
             }
             (true, false) if self.format == FLAT => id & u32::from(self.logical_id) != 0,
             (true, false) => {

@@ -8,7 +8,7 @@ const MODE: u32 = 3 << 17;
 const PERIODIC: u32 = 1 << 17;
 const TSC_DEADLINE: u32 = 2 << 17;
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ApicTimer {
     mode: u32,
     divide: u32,
@@ -16,12 +16,6 @@ pub(super) struct ApicTimer {
     loaded_at: i64,
     next: i64,
     deadline: Option<i64>,
-}
-
-impl Default for ApicTimer {
-    fn default() -> Self {
-        Self { mode: 0, divide: 0, initial: 0, loaded_at: 0, next: 0, deadline: None }
-    }
 }
 
 impl ApicTimer {

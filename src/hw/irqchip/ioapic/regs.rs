@@ -168,7 +168,7 @@ impl IoApicRegs {
 
     pub(super) fn describe(&self) -> String {
         let mut text = format!("ioapic0: ver=0x{VERSION:x} id=0x{:02x} sel=0x{:02x}", self.id, self.select);
-        if self.select > 0 && self.select >= 0x10 {
+        if self.select >= 0x10 {
             text += &format!(" (redir[{}])", (self.select - 0x10) >> 1);
         }
         text.push('\n');
