@@ -105,7 +105,7 @@ fn set_capability<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> Loca
         if !known {
             return Err(prefixed(err!("invalid parameter value: {name}")));
         }
-        vm.migration()?.set_capabilities([(name, state)].into_iter()).map_err(prefixed)
+        vm.migration()?.set_capabilities([(name, state)]).map_err(prefixed)
     })
 }
 
