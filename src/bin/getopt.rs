@@ -85,7 +85,7 @@ pub fn parse(args: &[String], specs: &[Spec], permute: bool) -> Result<Parsed, S
             parsed.options.push((name_of(spec), value));
         } else if arg.len() > 1 && arg.starts_with('-') {
             let mut letters = arg[1..].char_indices();
-            while let Some((at, letter)) = letters.next() {
+            for (at, letter) in letters.by_ref() {
                 let Some(spec) = specs.iter().find(|s| s.short == Some(letter)) else {
                     return Err(format!("invalid option -- '{letter}'"));
                 };
