@@ -128,6 +128,8 @@ pub struct Channel {
     pub bm: BusMaster,
     /// The interrupt line's level.
     pub irq: bool,
+    /// The line was driven, if only to the same level.
+    pub irq_driven: bool,
     pub retry: Retry,
     /// The DMA command that waits for the bus master.
     pub dma: Option<DmaCommand>,
@@ -158,6 +160,7 @@ impl Channel {
             control: 0,
             bm: BusMaster::default(),
             irq: false,
+            irq_driven: false,
             retry: Retry::default(),
             dma: None,
             waiting: None,
@@ -201,7 +204,7 @@ impl Channel {
         self.retry = Retry::default();
         self.forget_request();
         self.bm = BusMaster::default();
-        self.irq = false;
+        self.lower();
     }
 
     fn forget_request(&mut self) {
@@ -213,8 +216,14 @@ impl Channel {
     pub(super) fn raise(&mut self) {
         if self.control & control::NO_INTERRUPT == 0 {
             self.irq = true;
+            self.irq_driven = true;
             self.bm.status |= super::regs::bm_status::INTERRUPT;
         }
+    }
+
+    fn lower(&mut self) {
+        self.irq = false;
+        self.irq_driven = true;
     }
 
     fn nobody_home(&self) -> bool {
@@ -269,7 +278,7 @@ impl Channel {
             }
             SELECT => r.select,
             _ => {
-                self.irq = false;
+                self.lower();
                 self.alternate_status()
             }
         }
@@ -307,7 +316,7 @@ impl Channel {
                 self.unit = usize::from(value >> 4 & 1);
             }
             _ => {
-                self.irq = false;
+                self.lower();
                 self.execute(value);
             }
         }

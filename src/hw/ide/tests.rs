@@ -358,6 +358,18 @@ fn a_request_under_way_is_tried_again_where_the_state_is_loaded() {
     }
 }
 
+#[test]
+fn an_interrupt_that_migrated_is_acknowledged_at_the_line() {
+    let (s, fresh) = (setup(), setup());
+    s.rig.outb(0x1f7, 0xe7);
+    assert_eq!(*s.rig.irqs.lock(), [(14, true)]);
+    fresh.ide.restore(s.ide.snapshot());
+    assert_eq!(fresh.rig.inb(0x3f6), 0x50);
+    assert!(fresh.rig.irqs.lock().is_empty(), "the interrupt controllers have their own state");
+    fresh.rig.inb(0x1f7);
+    assert_eq!(*fresh.rig.irqs.lock(), [(14, false)]);
+}
+
 impl Setup {
     fn dma_start(&self, address: u32) {
         self.rig.write(0x1000, &[address, 0x8000_0200].map(u32::to_le_bytes).concat());

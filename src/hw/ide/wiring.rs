@@ -55,7 +55,8 @@ struct Attached {
 struct State {
     channel: Channel,
     attached: [Attached; 2],
-    line_level: bool,
+    /// What the line was last driven to; `None` when a migration stream may have set the interrupt controllers otherwise.
+    line_level: Option<bool>,
 }
 
 /// A channel and its connections.
@@ -73,7 +74,7 @@ impl IdeChannel {
         let state = State {
             channel: Channel::new([Drive::new(None), Drive::new(None)]),
             attached: [nothing(), nothing()],
-            line_level: false,
+            line_level: Some(false),
         };
         Arc::new_cyclic(|me| Self { state: Mutex::new(state), line, dma, me: me.clone() })
     }
@@ -137,12 +138,14 @@ impl IdeChannel {
 
     /// Takes registers over from a migration stream: the interrupt controllers load the line's level themselves.
     pub(super) fn load(&self, f: impl FnOnce(&mut Channel)) {
-        f(&mut self.state.lock().channel);
+        let mut state = self.state.lock();
+        f(&mut state.channel);
+        state.line_level = None;
     }
 
     fn settle(&self, mut state: MutexGuard<'_, State>) {
         let level = state.channel.irq;
-        if std::mem::replace(&mut state.line_level, level) != level {
+        if std::mem::take(&mut state.channel.irq_driven) && state.line_level.replace(level) != Some(level) {
             self.line.set(level);
         }
         let request = state.channel.take_request();
