@@ -270,6 +270,9 @@ impl Cpu {
             if insn.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && !whole {
                 break;
             }
+            if !self.features.has(&insn) {
+                decode::without_feature(&mut insn);
+            }
             let pushed = decode::push(self, &mut block, &insn, at, decoder.position());
             if pushed == decode::Pushed::Before {
                 break;

@@ -54,6 +54,38 @@ fn memory(cpu: &Cpu, insn: &Instruction, op: &mut Op) {
     }
 }
 
+/// What encodings mean to a processor without the feature that gave them a meaning of their own: TZCNT is BSF with a prefix
+/// that is ignored, hints do nothing (Intel SDM volume 2, TZCNT, NOP).
+pub(crate) fn without_feature(insn: &mut Instruction) {
+    let code = match insn.code() {
+        Code::Tzcnt_r16_rm16 => Code::Bsf_r16_rm16,
+        Code::Tzcnt_r32_rm32 => Code::Bsf_r32_rm32,
+        Code::Tzcnt_r64_rm64 => Code::Bsf_r64_rm64,
+        Code::Lzcnt_r16_rm16 => Code::Bsr_r16_rm16,
+        Code::Lzcnt_r32_rm32 => Code::Bsr_r32_rm32,
+        Code::Lzcnt_r64_rm64 => Code::Bsr_r64_rm64,
+        Code::Wbnoinvd => Code::Wbinvd,
+        _ => match insn.mnemonic() {
+            Mnemonic::Rdsspd | Mnemonic::Rdsspq | Mnemonic::Cldemote | Mnemonic::Prefetchwt1 => Code::Nopd,
+            Mnemonic::Bndmov
+            | Mnemonic::Bndcl
+            | Mnemonic::Bndcu
+            | Mnemonic::Bndcn
+            | Mnemonic::Bndmk
+            | Mnemonic::Bndldx
+            | Mnemonic::Bndstx => Code::Nopd,
+            _ => return,
+        },
+    };
+    if code == Code::Nopd {
+        let (ip, len) = (insn.ip(), insn.len());
+        *insn = Instruction::default();
+        insn.set_ip(ip);
+        insn.set_len(len);
+    }
+    insn.set_code(code);
+}
+
 /// Appends an instruction that lies from `at` to `next` of the block.
 pub(crate) fn push(cpu: &mut Cpu, block: &mut Block, insn: &Instruction, at: usize, next: usize) -> Pushed {
     let mut op = Op {
