@@ -301,6 +301,8 @@ impl Cpu {
     fn run_inside(&mut self) -> Exit {
         loop {
             if self.link.any() || self.halted || self.wait_for_sipi || self.trap_after {
+                // An interrupt may go elsewhere than where the last block led.
+                self.link_way = 0;
                 match self.service() {
                     Ok(None) => {}
                     Ok(Some(exit)) => return exit,
