@@ -433,7 +433,6 @@ impl Cpu {
 
     /// Sets CR0 with its checks and what follows from them.
     pub(crate) fn set_cr0(&mut self, value: u64) -> R<()> {
-        let value = value & 0xffff_ffff | value & !0xffff_ffff;
         let pg = value & cr::CR0_PG != 0;
         let bad = value >> 32 != 0
             || pg && value & cr::CR0_PE == 0

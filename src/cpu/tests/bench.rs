@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::support::{CODE, DATA, long_mode};
+use super::support::{CODE, DATA, Random, long_mode};
 use crate::{Exit, state::gpr};
 
 #[test]
@@ -16,6 +16,53 @@ fn speed_of_a_loop() {
     ];
     ram.write(CODE, &code).unwrap();
     (cpu.hot.gpr[gpr::RBX], cpu.hot.gpr[gpr::RCX]) = (DATA, 50_000_000);
+    let start = Instant::now();
+    assert_eq!(cpu.run(), Exit::Halted);
+    let n = cpu.instructions();
+    println!("{n} instructions, {:.0} MIPS", n as f64 / start.elapsed().as_secs_f64() / 1e6);
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_mixed_code() {
+    // Routines of arithmetic, loads, stores, flags and jumps on registers below RSP, called one after the other.
+    let (mut cpu, ram) = long_mode();
+    let mut random = Random(9);
+    let forms: &[&[u8]] = &[
+        &[0x48, 0x01, 0xd8],
+        &[0x31, 0xc2],
+        &[0x48, 0x8b, 0x46, 0x10],
+        &[0x89, 0x56, 0x20],
+        &[0x48, 0x8d, 0x54, 0x02, 7],
+        &[0x48, 0xc1, 0xe0, 5],
+        &[0x0f, 0xb6, 0xd0],
+        &[0x48, 0x85, 0xc0],
+        &[0x83, 0xc2, 0x11],
+        &[0x0f, 0x45, 0xc2],
+        &[0x75, 0x00],
+        &[0x66, 0x0f, 0xef, 0xc1],
+        &[0x48, 0x0f, 0xaf, 0xc3],
+        &[0x50, 0x5a],
+    ];
+    let mut main = vec![];
+    let mut at = CODE + 0x2_0000;
+    for _ in 0..2000 {
+        let mut body = vec![];
+        for _ in 0..10 {
+            body.extend(forms[random.below(forms.len() as u64) as usize]);
+        }
+        body.push(0xc3);
+        ram.write(at, &body).unwrap();
+        let next = CODE + main.len() as u64 + 5;
+        main.push(0xe8);
+        main.extend(((at - next) as u32).to_le_bytes());
+        at += body.len() as u64;
+    }
+    main.extend([0xff, 0xc9, 0x0f, 0x85]);
+    main.extend((-(main.len() as i32) - 4).to_le_bytes());
+    main.push(0xf4);
+    ram.write(CODE, &main).unwrap();
+    (cpu.hot.gpr[gpr::RSI], cpu.hot.gpr[gpr::RCX]) = (DATA, 1000);
     let start = Instant::now();
     assert_eq!(cpu.run(), Exit::Halted);
     let n = cpu.instructions();

@@ -4,4 +4,5 @@ mod bench;
 mod faults;
 mod fuzz;
 mod instructions;
+mod interrupts;
 mod support;

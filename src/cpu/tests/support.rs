@@ -1,25 +1,29 @@
 //! A machine of RAM only, and a processor in 64-bit mode with an identity map.
 
 use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use lockstep_memory::{AddressSpace, RamBlock, Region};
 
-use crate::{Cpu, CpuLink, Machine, Platform, Registers, state::Segment, supported_cpuid};
+use crate::{Cpu, CpuLink, Machine, Platform, Registers, request, state::Segment, supported_cpuid};
 
+/// A platform without devices. Reading the time-stamp counter can raise an interrupt, so that tests know when it comes.
 #[derive(Default)]
 pub struct Quiet {
     pub tsc: AtomicU64,
+    /// Each reading raises this vector at this processor.
+    pub on_tsc: OnceLock<(u8, Arc<CpuLink>)>,
+    pub raised: AtomicBool,
 }
 
 impl Platform for Quiet {
     fn interrupt_pending(&self) -> bool {
-        false
+        self.raised.load(Ordering::SeqCst)
     }
     fn take_interrupt(&self) -> Option<u8> {
-        None
+        self.raised.swap(false, Ordering::SeqCst).then(|| self.on_tsc.get().map(|(v, _)| *v))?
     }
     fn task_priority(&self) -> u8 {
         0
@@ -39,6 +43,10 @@ impl Platform for Quiet {
         0xfee0_0900
     }
     fn tsc(&self) -> u64 {
+        if let Some((_, link)) = self.on_tsc.get() {
+            self.raised.store(true, Ordering::SeqCst);
+            link.raise(request::INTERRUPT);
+        }
         self.tsc.fetch_add(1, Ordering::Relaxed)
     }
     fn ferr(&self) {}
@@ -61,14 +69,14 @@ pub fn data_segment() -> Segment {
     Segment { selector: 16, base: 0, limit: 0xffff_ffff, flags: 0xc0_9300 }
 }
 
-pub fn bare() -> (Box<Cpu>, RamBlock) {
+fn bare_on(platform: Arc<Quiet>) -> (Box<Cpu>, RamBlock) {
     let root = Region::whole_space("memory");
     let ram = RamBlock::new("ram", RAM).unwrap();
     root.add(0, &Region::ram("ram", ram.clone()));
     let memory = AddressSpace::memory("memory", &root);
     let ports = AddressSpace::ports("io", &Region::whole_space("io"));
     let machine = Machine::new(&memory, &ports);
-    let cpu = Cpu::new(&machine, Arc::new(Quiet::default()), CpuLink::new(), supported_cpuid(), 1).unwrap();
+    let cpu = Cpu::new(&machine, platform, CpuLink::new(), supported_cpuid(), 1).unwrap();
     (cpu, ram)
 }
 
@@ -79,7 +87,12 @@ pub fn put64(ram: &RamBlock, at: u64, value: u64) {
 /// A processor in 64-bit mode at privilege level 0, first GiB mapped as it is, by pages of 2 MiB; all vectors lead to a HLT at
 /// 0xa000 + 16 * vector.
 pub fn long_mode() -> (Box<Cpu>, RamBlock) {
-    let (mut cpu, ram) = bare();
+    long_mode_on(Arc::default())
+}
+
+/// As [`long_mode`], on a platform that the test keeps.
+pub fn long_mode_on(platform: Arc<Quiet>) -> (Box<Cpu>, RamBlock) {
+    let (mut cpu, ram) = bare_on(platform);
     put64(&ram, 0x1000, 0x2000 | 7);
     put64(&ram, 0x2000, 0x3000 | 7);
     for i in 0..512 {
