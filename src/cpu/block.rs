@@ -288,7 +288,7 @@ impl Cpu {
         if block.ops.is_empty() {
             return None;
         }
-        decode::finish(&mut block);
+        decode::finish(&mut block, self.bits == 2);
         Some(block)
     }
 

@@ -150,7 +150,7 @@ pub(crate) fn push(cpu: &mut Cpu, block: &mut Block, insn: &Instruction, at: usi
         || matches!(insn.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq | Mnemonic::Cpuid);
     if !stub && stops {
         // Should the instruction not end the block itself, it ends here.
-        finish(block);
+        finish(block, cpu.bits == 2);
         return Pushed::Ends;
     }
     Pushed::More
@@ -166,11 +166,12 @@ fn invalid(insn: &Instruction) -> Instruction {
 }
 
 /// Ends a block that goes on behind its last instruction.
-pub(crate) fn finish(block: &mut Block) {
+pub(crate) fn finish(block: &mut Block, long: bool) {
     if let Some(last) = block.ops.last() {
         let mut op = *last;
         op.run = ops::fall;
-        op.form = if op.form & form::SEGMENT != 0 { form::MASK32 } else { op.form };
+        // The form is the jump's here, not that of the last instruction's operand.
+        op.form = if long { 0 } else { form::MASK32 };
         block.ops.push(op);
     }
 }

@@ -126,3 +126,22 @@ fn a_repeated_move_copies_across_pages() {
     assert_eq!(copy, bytes);
     assert_eq!(cpu.hot.gpr[gpr::RCX], 0);
 }
+
+#[test]
+fn a_block_that_ends_behind_a_segmented_operand_goes_on_at_a_whole_address() {
+    let (mut cpu, ram) = long_mode();
+    // The first 2 MiB are at 0xffff_ffff_8000_0000 too: 64 times `mov eax, gs:[rbx]`, then `mov eax, [ebx]` as often.
+    put64(&ram, 0x1ff8, 0x4000 | 7);
+    put64(&ram, 0x4ff0, 0x5000 | 7);
+    put64(&ram, 0x5000, 0x80 | 7);
+    let high = 0xffff_ffff_8000_0000 | CODE;
+    let mut code = vec![];
+    (0..70).for_each(|_| code.extend([0x65, 0x8b, 0x03]));
+    (0..70).for_each(|_| code.extend([0x67, 0x8b, 0x03]));
+    code.push(0xf4);
+    ram.write(CODE, &code).unwrap();
+    cpu.hot.gpr[gpr::RBX] = DATA;
+    cpu.hot.gpr[gpr::RIP] = high;
+    assert_eq!(run_to_halt(&mut cpu), None);
+    assert_eq!(cpu.hot.gpr[gpr::RIP], high + code.len() as u64);
+}

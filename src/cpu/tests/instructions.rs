@@ -84,7 +84,7 @@ fn handlers_compute_what_the_host_computes() {
         if insn.is_stack_instruction() {
             continue;
         }
-        decode::finish(&mut block);
+        decode::finish(&mut block, true);
         // Registers, with a base that leads to RAM.
         for r in 0..16 {
             cpu.hot.gpr[r] = random.value();

@@ -13,9 +13,10 @@ use crate::{Cpu, CpuLink, Machine, Platform, Registers, request, state::Segment,
 #[derive(Default)]
 pub struct Quiet {
     pub tsc: AtomicU64,
-    /// Each reading raises this vector at this processor.
+    /// The first reading raises this vector at this processor.
     pub on_tsc: OnceLock<(u8, Arc<CpuLink>)>,
     pub raised: AtomicBool,
+    pub done: AtomicBool,
 }
 
 impl Platform for Quiet {
@@ -43,7 +44,9 @@ impl Platform for Quiet {
         0xfee0_0900
     }
     fn tsc(&self) -> u64 {
-        if let Some((_, link)) = self.on_tsc.get() {
+        if let Some((_, link)) = self.on_tsc.get()
+            && !self.done.swap(true, Ordering::SeqCst)
+        {
             self.raised.store(true, Ordering::SeqCst);
             link.raise(request::INTERRUPT);
         }
