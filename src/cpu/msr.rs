@@ -44,7 +44,8 @@ pub mod index {
     pub const TSC_AUX: u32 = 0xc000_0103;
     pub const SYSCFG: u32 = 0xc001_0010;
     pub const HWCR: u32 = 0xc001_0015;
-    pub const PATCH_LEVEL: u32 = 0x8b;
+    /// Northbridge and other registers of AMD's families that Linux reads and sets at boot.
+    pub const AMD_CONFIGURATION: [u32; 5] = [0xc001_001f, 0xc001_0055, 0xc001_0058, 0xc001_1022, 0xc001_1029];
     pub const VM_HSAVE_PA: u32 = 0xc001_0117;
 }
 
@@ -173,6 +174,7 @@ impl Cpu {
             TSC_AUX => m.tsc_aux,
             VM_HSAVE_PA => m.vm_hsave_pa,
             SYSCFG | HWCR => 0,
+            n if AMD_CONFIGURATION.contains(&n) => 0,
             // The platform counts without the guest's offset.
             TSC_DEADLINE => match self.outside(|cpu| cpu.platform.read_msr(n))? {
                 0 => 0,
@@ -256,6 +258,7 @@ impl Cpu {
             TSC_AUX => self.msrs.tsc_aux = value & 0xffff_ffff,
             VM_HSAVE_PA => self.msrs.vm_hsave_pa = value,
             SYSCFG | HWCR => {}
+            n if AMD_CONFIGURATION.contains(&n) => {}
             FEATURE_CONTROL | MTRR_CAP | MCG_CAP => return false,
             TSC_DEADLINE => {
                 let at = if value == 0 { 0 } else { value.wrapping_sub(self.msrs.tsc_offset) };
