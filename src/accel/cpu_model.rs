@@ -583,8 +583,11 @@ mod tests {
     fn wrong_uses_get_qemus_errors() {
         let error = |text| CpuModel::parse(text).unwrap_err().message().to_owned();
         assert_eq!(error("nosuch"), "unable to find CPU model 'nosuch'");
-        assert_eq!(error("qemu64,bogus=on"), "Property 'qemu64-x86_64-cpu.bogus' not found");
-        assert_eq!(error("qemu64,bogus"), "Expected key=value format, found bogus.");
-        assert_eq!(error("qemu64,nx=maybe"), "Parameter 'nx' expects 'on' or 'off'");
+        let global = "can't apply global qemu64-x86_64-cpu.";
+        let unknown = "Property 'qemu64-x86_64-cpu.bogus' not found";
+        assert_eq!(error("qemu64,bogus=on"), format!("{global}bogus=on: {unknown}"));
+        assert_eq!(error("qemu64,bogus"), format!("{global}bogus=on: {unknown}"));
+        assert_eq!(error("qemu64,+bogus"), unknown);
+        assert_eq!(error("qemu64,nx=maybe"), format!("{global}nx=maybe: Parameter 'nx' expects 'on' or 'off'"));
     }
 }
