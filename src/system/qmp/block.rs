@@ -154,6 +154,26 @@ fn write_blocking(mode: Option<MirrorCopyMode>) -> bool {
     mode == Some(MirrorCopyMode::WriteBlocking)
 }
 
+/// What `drive-backup` and `blockdev-backup` have in common: the schema's base structure, whose members the generator puts
+/// into both types.
+macro_rules! backup_args {
+    ($a:ident) => {{
+        refuse(&[
+            ("bitmap", $a.bitmap.is_some() || $a.bitmap_mode.is_some()),
+            ("compress", $a.compress == Some(true)),
+            ("filter-node-name", $a.filter_node_name.is_some()),
+            ("discard-source", $a.discard_source == Some(true)),
+            ("x-perf", $a.x_perf.is_some()),
+        ])?;
+        BackupArgs {
+            common: common($a.job_id, $a.speed, $a.auto_finalize, $a.auto_dismiss),
+            on_source_error: on_error($a.on_source_error, "on-source-error")?,
+            on_target_error: on_error($a.on_target_error, "on-target-error")?,
+            ..BackupArgs::new(&$a.device, named($a.sync.as_str(), "sync", SyncMode::NAMES)?)
+        }
+    }};
+}
+
 fn jobs(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::DriveMirror>(async |vm: Ctx, a: DriveMirror| {
         let args = MirrorArgs {
@@ -187,38 +207,12 @@ fn jobs(registry: &mut Registry<Ctx>) {
         job_commands::blockdev_mirror(&vm.graph, args, &a.target).await
     });
     registry.register::<cmd::DriveBackup>(async |vm: Ctx, a: DriveBackup| {
-        let unsupported = [
-            ("bitmap", a.bitmap.is_some() || a.bitmap_mode.is_some()),
-            ("compress", a.compress == Some(true)),
-            ("filter-node-name", a.filter_node_name.is_some()),
-            ("discard-source", a.discard_source == Some(true)),
-            ("x-perf", a.x_perf.is_some()),
-        ];
-        refuse(&unsupported)?;
-        let args = BackupArgs {
-            common: common(a.job_id, a.speed, a.auto_finalize, a.auto_dismiss),
-            on_source_error: on_error(a.on_source_error, "on-source-error")?,
-            on_target_error: on_error(a.on_target_error, "on-target-error")?,
-            ..BackupArgs::new(&a.device, named(a.sync.as_str(), "sync", SyncMode::NAMES)?)
-        };
+        let args = backup_args!(a);
         let mode = named(a.mode.unwrap_or(NewImageMode::AbsolutePaths).as_str(), "mode", NewImage::NAMES)?;
         backup::drive_backup(&vm.graph, args, &a.target, a.format.as_deref(), mode).await
     });
     registry.register::<cmd::BlockdevBackup>(async |vm: Ctx, a: BlockdevBackup| {
-        let unsupported = [
-            ("bitmap", a.bitmap.is_some() || a.bitmap_mode.is_some()),
-            ("compress", a.compress == Some(true)),
-            ("filter-node-name", a.filter_node_name.is_some()),
-            ("discard-source", a.discard_source == Some(true)),
-            ("x-perf", a.x_perf.is_some()),
-        ];
-        refuse(&unsupported)?;
-        let args = BackupArgs {
-            common: common(a.job_id, a.speed, a.auto_finalize, a.auto_dismiss),
-            on_source_error: on_error(a.on_source_error, "on-source-error")?,
-            on_target_error: on_error(a.on_target_error, "on-target-error")?,
-            ..BackupArgs::new(&a.device, named(a.sync.as_str(), "sync", SyncMode::NAMES)?)
-        };
+        let args = backup_args!(a);
         backup::blockdev_backup(&vm.graph, args, &a.target).await
     });
 }
