@@ -396,6 +396,11 @@ impl Migration {
         self.core.colo.status()
     }
 
+    /// Whether there is or was a pair, of which there are figures.
+    pub fn was_colo(&self) -> bool {
+        self.core.colo.has_figures()
+    }
+
     /// `x-colo-lost-heartbeat`: the peer is gone; this side goes on alone. Returns at once.
     ///
     /// # Errors

@@ -55,6 +55,8 @@ pub(crate) struct FakeVm {
     state: RefCell<String>,
     pub(crate) autostart: Cell<bool>,
     pub(crate) log: RefCell<Vec<String>>,
+    /// The data of the events about checkpoints.
+    pub(crate) checkpoints: RefCell<Vec<Value>>,
     pub(crate) disks_active: Cell<bool>,
     pub(crate) announced: Cell<Option<AnnounceSchedule>>,
 }
@@ -113,6 +115,9 @@ impl VmControl for FakeVm {
     }
     fn emit(&self, event: Event) {
         let (name, data) = event.to_qmp();
+        if name == "X_COLO_CHECKPOINT" {
+            return self.checkpoints.borrow_mut().push(data);
+        }
         let detail = data["status"].as_str().or(data["reason"].as_str()).map(|d| format!(" {d}")).unwrap_or_default();
         self.note(format!("{name}{detail}"));
     }

@@ -1,6 +1,7 @@
 //! What a migration asks of the rest of the machine. The system crate implements these; tests have fakes. All of them are called on
 //! the main context.
 
+use crate::colo::CheckpointFigures;
 use lockstep_util::{Error, Result};
 use serde_json::Value;
 use std::pin::Pin;
@@ -69,6 +70,13 @@ pub enum Event {
         /// Why.
         reason: ColoExitReason,
     },
+    /// `X_COLO_CHECKPOINT`. Only with the parameter `x-checkpoint-events`.
+    Checkpoint {
+        /// Which side this is.
+        mode: ColoMode,
+        /// The checkpoint.
+        checkpoint: CheckpointFigures,
+    },
 }
 
 impl Event {
@@ -79,6 +87,11 @@ impl Event {
             Self::MigrationPass(pass) => ("MIGRATION_PASS", serde_json::json!({"pass": pass})),
             Self::ColoExit { mode, reason } => {
                 ("COLO_EXIT", serde_json::json!({"mode": mode.as_str(), "reason": reason.as_str()}))
+            }
+            Self::Checkpoint { mode, checkpoint } => {
+                let mut data = checkpoint.to_json();
+                data["mode"] = mode.as_str().into();
+                ("X_COLO_CHECKPOINT", data)
             }
         }
     }

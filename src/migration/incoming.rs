@@ -25,6 +25,8 @@ pub(crate) struct Receiver {
     pub(crate) staged: Staged,
     /// Memory for the device state of a checkpoint.
     pub(crate) device_bytes: Vec<u8>,
+    /// Bytes that the figures of checkpoints have counted.
+    pub(crate) accounted: u64,
     list: RamList,
     /// `x-colo` is on here.
     may_colo: bool,
@@ -140,6 +142,7 @@ impl Receiver {
             ram,
             staged: Staged { states: core.env.states.clone(), prepared: Vec::new() },
             device_bytes: Vec::new(),
+            accounted: 0,
             list: core.env.ram.clone(),
             may_colo: core.capabilities.get().is_on("x-colo"),
             colo: false,

@@ -16,11 +16,17 @@ pub(crate) struct Reader {
     buf: Vec<u8>,
     start: usize,
     end: usize,
+    received: u64,
 }
 
 impl Reader {
     pub(crate) fn new(channel: Arc<Channel>) -> Self {
-        Self { channel, buf: vec![0; CHUNK], start: 0, end: 0 }
+        Self { channel, buf: vec![0; CHUNK], start: 0, end: 0, received: 0 }
+    }
+
+    /// How many bytes have come so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received
     }
 
     /// What is there.
@@ -56,6 +62,7 @@ impl Reader {
             Ok(0) => Err(io_error()),
             Ok(n) => {
                 self.end += n;
+                self.received += n as u64;
                 Ok(())
             }
             Err(e) if e.kind() == io::ErrorKind::ConnectionAborted => Err(io_error()),

@@ -119,7 +119,7 @@ const ANY: Kind = Number { min: 0, max: u64::MAX, what: "" };
 const ANNOUNCE: Kind = Number { min: 0, max: 100_000, what: "a value between 0 and 100000" };
 
 /// In the order in which `info migrate_parameters` prints them; those without a unit line of their own come after.
-const PARAMETERS: [Spec; 28] = [
+const PARAMETERS: [Spec; 29] = [
     spec("announce-initial", ANNOUNCE, 50, " ms"),
     spec("announce-max", ANNOUNCE, 550, " ms"),
     spec("announce-rounds", Number { min: 0, max: 1000, what: "a value between 0 and 1000" }, 5, ""),
@@ -173,6 +173,8 @@ const PARAMETERS: [Spec; 28] = [
     spec("multifd-zlib-level", Number { min: 0, max: 9, what: "a value between 0 and 9" }, 1, ""),
     spec("multifd-zstd-level", Number { min: 0, max: 20, what: "a value between 0 and 20" }, 1, ""),
     spec("multifd-qatzip-level", Number { min: 1, max: 9, what: "a value between 1 and 9" }, 1, ""),
+    // Ours: an event for each checkpoint.
+    spec("x-checkpoint-events", Flag, 0, ""),
 ];
 
 /// How many of the table are printed by `info migrate_parameters`.
@@ -283,6 +285,11 @@ impl Parameters {
         position(name).and_then(|at| self.values[at].as_u64()).unwrap_or(0)
     }
 
+    /// Whether a flag is set; `false` for a name that is none.
+    pub fn is_on(&self, name: &str) -> bool {
+        position(name).is_some_and(|at| self.values[at] == Value::Bool(true))
+    }
+
     /// The value of a text; empty for a name that is none.
     pub fn text(&self, name: &str) -> &str {
         position(name).and_then(|at| self.values[at].as_str()).unwrap_or("")
@@ -367,7 +374,7 @@ mod tests {
         assert_eq!(p, Parameters::default());
         p.set([("x-checkpoint-delay", json!(0)), ("max-bandwidth", json!(u64::MAX))]).unwrap();
         assert_eq!((p.number("x-checkpoint-delay"), p.number("max-bandwidth")), (0, u64::MAX));
-        assert_eq!(p.to_json().as_object().unwrap().len(), 28);
+        assert_eq!(p.to_json().as_object().unwrap().len(), 29);
     }
 
     #[test]

@@ -1,16 +1,62 @@
 //! What checkpoints and failovers do to the networks.
 
-use std::{cell::RefCell, rc::Weak, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, rc::Weak, time::Duration};
 
 use lockstep_migration::hooks::{LocalFuture, NetCheckpoint};
-use lockstep_net::{NetRegistry, NetTables};
-use serde_json::Value;
+use lockstep_net::{
+    NetRegistry, NetTables,
+    compare::{CompareStats, Protocol, Reason},
+};
+use lockstep_util::Result;
+use serde_json::{Map, Value, json};
 
 use crate::vm::Vm;
 
 /// How long a peer's host may take for what was sent to it. A checkpoint is not held up for longer: what is lost is a
 /// retransmission, or a difference that asks for the next checkpoint.
 const DRAIN_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long a query waits for the figures of the comparing threads.
+const FIGURES_LIMIT: Duration = Duration::from_millis(200);
+
+/// The figures of the present or last pair (`COLOStatistics`), if there was one.
+///
+/// # Errors
+/// When the machine has no migration yet.
+pub async fn statistics(vm: &Vm) -> Result<Option<Value>> {
+    let migration = vm.migration()?;
+    if !migration.was_colo() {
+        return Ok(None);
+    }
+    let mut all = migration.checkpoint_statistics().to_json();
+    // A comparing thread that is busy is left out rather than waited for.
+    let compare = tokio::time::timeout(FIGURES_LIMIT, vm.net.compare_stats()).await.unwrap_or_default();
+    let seen = |protocol: Protocol| -> u64 {
+        compare.values().filter_map(|stats| stats.divergences.get(protocol.as_str())).sum()
+    };
+    all["divergences"] =
+        Protocol::ALL.map(|p| (p.as_str().to_owned(), seen(p).into())).into_iter().collect::<Map<_, _>>().into();
+    all["held-packets"] = compare.values().map(|stats| stats.held_packets).sum::<usize>().into();
+    all["held-bytes"] = compare.values().map(|stats| stats.held_bytes).sum::<usize>().into();
+    all["compare"] = compare.iter().map(|(id, stats)| compare_figures(id, stats)).collect();
+    let losses = vm.net.losses();
+    all["lost-frames"] = losses.values().sum::<u64>().into();
+    all["losses"] = losses.iter().map(|(place, frames)| json!({"place": place, "frames": frames})).collect();
+    Ok(Some(all))
+}
+
+fn compare_figures(id: &str, stats: &CompareStats) -> Value {
+    let mut figures = serde_json::to_value(stats).unwrap_or_default();
+    figures["id"] = id.into();
+    let count = |counts: &BTreeMap<&'static str, u64>, name: &'static str| counts.get(name).copied().unwrap_or(0);
+    for protocol in Protocol::ALL.map(Protocol::as_str) {
+        figures["divergences"][protocol] = count(&stats.divergences, protocol).into();
+    }
+    for reason in Reason::ALL.map(Reason::as_str) {
+        figures["reasons"][reason] = count(&stats.reasons, reason).into();
+    }
+    figures
+}
 
 /// The networks of a machine, for its migration.
 pub struct ColoNet {

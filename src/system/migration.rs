@@ -44,10 +44,12 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
     });
     let trigger = migration.checkpoint_trigger();
     vm.net.set_checkpoint_notifier(Some(Arc::new(move |divergence| {
-        trigger.request(match divergence.reason {
+        let cause = match divergence.reason {
             Reason::Unanswered | Reason::AcknowledgementLags => CheckpointCause::Timeout,
-            _ => CheckpointCause::Mismatch,
-        });
+            Reason::TooManyConnections => CheckpointCause::Full,
+            Reason::ContentDiffers | Reason::EndDiffers => CheckpointCause::Mismatch,
+        };
+        trigger.differs(cause, divergence.protocol.as_str());
     })));
     migration
 }

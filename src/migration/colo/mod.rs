@@ -15,7 +15,7 @@ mod steps;
 mod trigger;
 
 pub use message::Message;
-pub use statistics::CheckpointStatistics;
+pub use statistics::{CheckpointFigures, CheckpointStatistics};
 pub use steps::{StepHook, Steps};
 pub use trigger::{CheckpointCause, CheckpointTrigger};
 
@@ -71,6 +71,10 @@ impl Colo {
     /// Which side of a pair this is, if it is one.
     pub(crate) fn mode(&self) -> Option<ColoMode> {
         self.mode.get()
+    }
+
+    pub(crate) fn has_figures(&self) -> bool {
+        self.mode.get().or(self.last_mode.get()).is_some()
     }
 
     pub(crate) fn trigger(&self) -> CheckpointTrigger {
@@ -133,6 +137,18 @@ impl Colo {
     fn leave(&self) {
         self.last_mode.set(self.mode.take());
         self.failover.set(Failover::Completed);
+    }
+}
+
+/// Counts a checkpoint, and tells of it if that is wanted.
+fn note_checkpoint(core: &Core, mode: ColoMode, figures: CheckpointFigures) {
+    let checkpoint = {
+        let mut statistics = core.colo.statistics.borrow_mut();
+        statistics.note(figures);
+        statistics.last.clone()
+    };
+    if core.parameters.borrow().is_on("x-checkpoint-events") {
+        core.env.vm.emit(Event::Checkpoint { mode, checkpoint });
     }
 }
 

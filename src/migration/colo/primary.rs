@@ -1,6 +1,6 @@
 //! The primary's side of a pair.
 
-use super::{CheckpointCause, Failover, Message, tell_exit};
+use super::{CheckpointCause, CheckpointFigures, Failover, Message, note_checkpoint, tell_exit};
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::outgoing::Sender;
@@ -193,6 +193,7 @@ impl Pair<'_> {
 
         core.env.steps.at("primary-received").await;
         // What was asked for until now is settled by this checkpoint; what is asked for from now on is not.
+        let protocol = core.colo.trigger.protocol(cause);
         core.colo.trigger.rearm();
         let ((), loaded) = tokio::join!(net.release_held(), self.worker.run(|s| s.expect(Message::VmstateLoaded)));
         loaded?;
@@ -202,7 +203,9 @@ impl Pair<'_> {
             None => vm.start().await,
         }
         let pause = stopped.elapsed();
-        core.colo.statistics.borrow_mut().note(Some(cause), pause, sent.bytes, sent.pages);
+        let figures =
+            CheckpointFigures { number: 0, cause: Some(cause), protocol, pause, bytes: sent.bytes, pages: sent.pages };
+        note_checkpoint(core, ColoMode::Primary, figures);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The secondary's side of a pair.
 
 use super::message::Request;
-use super::{FEATURES, Failover, Message, tell_exit};
+use super::{CheckpointFigures, FEATURES, Failover, Message, note_checkpoint, tell_exit};
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::incoming::{Arrived, Receiver, announce};
@@ -67,7 +67,8 @@ struct Pair<'a> {
 struct Checkpoint {
     devices: Vec<Prepared>,
     extension: Option<Value>,
-    device_bytes: u64,
+    /// What came since the one before.
+    bytes: u64,
 }
 
 impl Pair<'_> {
@@ -75,7 +76,11 @@ impl Pair<'_> {
     async fn checkpoints(&self, arrived: Arrived) -> Result<Infallible> {
         let core = self.core;
         // Logging begins first: what the devices themselves write to RAM must not outlive the next checkpoint.
-        self.worker.run(|r| r.ram.begin_checkpoints()).await?;
+        let begin = |r: &mut Receiver| {
+            r.accounted = r.reader.received();
+            r.ram.begin_checkpoints()
+        };
+        self.worker.run(begin).await?;
         arrived.devices.into_iter().for_each(Prepared::commit);
         core.env.vm.activate_disks().await?;
         core.env.steps.at("secondary-start").await;
@@ -143,8 +148,9 @@ impl Pair<'_> {
         self.still_together()?;
         let ((), said) = tokio::join!(vm.start(), self.worker.run(|r| r.say(Message::VmstateLoaded)));
         said?;
-        let mut statistics = core.colo.statistics.borrow_mut();
-        statistics.note(None, stopped.elapsed(), checkpoint.device_bytes, pages);
+        let (pause, bytes) = (stopped.elapsed(), checkpoint.bytes);
+        let figures = CheckpointFigures { pause, bytes, pages, ..CheckpointFigures::default() };
+        note_checkpoint(core, ColoMode::Secondary, figures);
         Ok(())
     }
 
@@ -191,7 +197,9 @@ impl Receiver {
         self.device_bytes = bytes;
         validated?;
         let devices = std::mem::take(&mut self.staged.prepared);
-        Ok(Checkpoint { devices, extension, device_bytes: size })
+        let received = self.reader.received();
+        let bytes = received - std::mem::replace(&mut self.accounted, received);
+        Ok(Checkpoint { devices, extension, bytes })
     }
 
     fn prepare_devices(&mut self, bytes: &[u8]) -> Result<()> {

@@ -1,11 +1,47 @@
 //! Figures of checkpoints.
 
 use super::CheckpointCause;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::Duration;
 
-/// How many pauses are kept for the median.
+/// How many pauses are kept for the median and the 99th percentile.
 const KEPT: usize = 1024;
+
+/// The protocols in which two sides may differ, by the names of their figures.
+const PROTOCOLS: [&str; 4] = ["tcp", "udp", "icmp", "other"];
+
+/// What one checkpoint was.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckpointFigures {
+    /// Which one of the pair it was, from 1.
+    pub number: u64,
+    /// Why it was made; the secondary does not know.
+    pub cause: Option<CheckpointCause>,
+    /// The protocol in which the two sides differed, if that was the cause.
+    pub protocol: Option<&'static str>,
+    /// How long the guest stood still.
+    pub pause: Duration,
+    /// Bytes that were sent or received for it, with what went ahead.
+    pub bytes: u64,
+    /// Pages that were sent or copied for it, with what went ahead.
+    pub pages: u64,
+}
+
+impl CheckpointFigures {
+    /// The members of the event, the pause in microseconds.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut data = json!({
+            "number": self.number, "pause": micros(self.pause), "bytes": self.bytes, "pages": self.pages,
+        });
+        if let Some(cause) = self.cause {
+            data["cause"] = cause.as_str().into();
+        }
+        if let Some(protocol) = self.protocol {
+            data["protocol"] = protocol.into();
+        }
+        data
+    }
+}
 
 /// Figures of the checkpoints of one pair.
 #[derive(Clone, Debug, Default)]
@@ -13,53 +49,105 @@ pub struct CheckpointStatistics {
     /// How many were made.
     pub count: u64,
     /// How many for each cause, in the order of [`CheckpointCause::ALL`].
-    pub causes: [u64; 5],
-    /// Bytes of all of them (of the primary, sent; of the secondary, of device state).
+    pub causes: [u64; CheckpointCause::ALL.len()],
+    /// How many because of a difference, by protocol.
+    protocols: [u64; PROTOCOLS.len()],
+    /// Bytes of all of them (of the primary, sent; of the secondary, received).
     pub bytes: u64,
     /// Pages of all of them (of the primary, sent; of the secondary, copied).
     pub pages: u64,
-    /// How long the guest stood still for the last one.
-    pub last_pause: Duration,
-    /// The longest.
+    /// The last one.
+    pub last: CheckpointFigures,
+    /// The longest pause.
     pub longest_pause: Duration,
-    /// All together.
+    /// All pauses together.
     pub total_pause: Duration,
     recent: Vec<Duration>,
 }
 
 impl CheckpointStatistics {
-    pub(super) fn note(&mut self, cause: Option<CheckpointCause>, pause: Duration, bytes: u64, pages: u64) {
-        if let Some(cause) = cause {
+    /// Takes one into account, and numbers it.
+    pub(super) fn note(&mut self, mut figures: CheckpointFigures) {
+        if let Some(cause) = figures.cause {
             self.causes[cause as usize] += 1;
         }
+        if let Some(at) = PROTOCOLS.iter().position(|p| Some(*p) == figures.protocol) {
+            self.protocols[at] += 1;
+        }
         if self.recent.len() < KEPT {
-            self.recent.push(pause);
+            self.recent.push(figures.pause);
         } else {
-            self.recent[(self.count % KEPT as u64) as usize] = pause;
+            self.recent[(self.count % KEPT as u64) as usize] = figures.pause;
         }
         self.count += 1;
-        self.bytes += bytes;
-        self.pages += pages;
-        self.last_pause = pause;
-        self.longest_pause = self.longest_pause.max(pause);
-        self.total_pause += pause;
+        self.bytes += figures.bytes;
+        self.pages += figures.pages;
+        self.longest_pause = self.longest_pause.max(figures.pause);
+        self.total_pause += figures.pause;
+        figures.number = self.count;
+        self.last = figures;
     }
 
-    /// The median of the last thousand pauses.
-    pub fn median_pause(&self) -> Duration {
+    /// The pause that `percent` of the last thousand did not exceed.
+    pub fn pause_percentile(&self, percent: usize) -> Duration {
         let mut recent = self.recent.clone();
         recent.sort_unstable();
-        recent.get(recent.len() / 2).copied().unwrap_or_default()
+        let rank = (recent.len() * percent).div_ceil(100).max(1);
+        recent.get(rank - 1).copied().unwrap_or_default()
     }
 
-    /// The figures as an object; pauses in microseconds.
+    /// The figures as an object (the members of `COLOStatistics` that are about checkpoints); pauses in microseconds.
     pub fn to_json(&self) -> Value {
         let causes = CheckpointCause::ALL.iter().zip(self.causes);
-        let causes: serde_json::Map<_, _> = causes.map(|(c, n)| (c.as_str().to_owned(), n.into())).collect();
+        let causes: Map<_, _> = causes.map(|(c, n)| (c.as_str().to_owned(), n.into())).collect();
+        let protocols = PROTOCOLS.iter().zip(self.protocols);
+        let protocols: Map<_, _> = protocols.map(|(p, n)| ((*p).to_owned(), n.into())).collect();
         json!({
-            "checkpoints": self.count, "causes": causes, "bytes": self.bytes, "pages": self.pages,
-            "last-pause-us": self.last_pause.as_micros() as u64, "longest-pause-us": self.longest_pause.as_micros() as u64,
-            "median-pause-us": self.median_pause().as_micros() as u64, "total-pause-us": self.total_pause.as_micros() as u64,
+            "checkpoints": self.count, "causes": causes, "protocols": protocols,
+            "bytes": self.bytes, "pages": self.pages, "last-bytes": self.last.bytes, "last-pages": self.last.pages,
+            "pause": {
+                "last": micros(self.last.pause), "median": micros(self.pause_percentile(50)),
+                "p99": micros(self.pause_percentile(99)), "max": micros(self.longest_pause),
+                "total": micros(self.total_pause),
+            },
         })
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_those_of_the_last_thousand_pauses() {
+        let mut statistics = CheckpointStatistics::default();
+        assert_eq!(statistics.pause_percentile(99), Duration::ZERO);
+        let pause = |us| CheckpointFigures { pause: Duration::from_micros(us), ..CheckpointFigures::default() };
+        for us in [500_000].into_iter().chain(1..=KEPT as u64) {
+            statistics.note(pause(us));
+        }
+        let shown = &statistics.to_json()["pause"];
+        assert_eq!(*shown, json!({"last": 1024, "median": 512, "p99": 1014, "max": 500_000, "total": 1_024_800}));
+    }
+
+    #[test]
+    fn checkpoints_are_counted_by_cause_and_by_the_protocol_that_differed() {
+        let mut statistics = CheckpointStatistics::default();
+        let mut note = |cause, protocol| {
+            statistics.note(CheckpointFigures { cause: Some(cause), protocol, ..CheckpointFigures::default() });
+        };
+        note(CheckpointCause::Timer, None);
+        note(CheckpointCause::Mismatch, Some("tcp"));
+        note(CheckpointCause::Timeout, Some("udp"));
+        let shown = statistics.to_json();
+        let causes = json!({"timer": 1, "mismatch": 1, "timeout": 1, "full": 0, "parameter": 0, "command": 0});
+        assert_eq!((&shown["causes"], statistics.last.number), (&causes, 3));
+        assert_eq!(shown["protocols"], json!({"tcp": 1, "udp": 1, "icmp": 0, "other": 0}));
+        let event = statistics.last.to_json();
+        assert_eq!((&event["cause"], &event["protocol"]), (&json!("timeout"), &json!("udp")));
     }
 }

@@ -193,6 +193,34 @@ fn checkpoints_make_the_secondary_what_the_primary_was() {
 }
 
 #[test]
+fn each_checkpoint_is_told_with_its_figures_if_that_is_wanted() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        let both = [&pair.primary, &pair.secondary];
+        both.iter().for_each(|m| m.migration.set_parameters([("x-checkpoint-events", true.into())]).unwrap());
+        pair.primary.work(3);
+        pair.primary.migration.checkpoint_trigger().differs(CheckpointCause::Mismatch, "udp");
+        let told = |m: &FakeMachine| m.vm.checkpoints.borrow().last().cloned();
+        until("both tell", || both.iter().all(|m| told(m).is_some())).await;
+        let [p, s] = both.map(|m| told(m).unwrap());
+        assert_eq!(
+            (&p["mode"], &p["number"], &p["cause"], &p["protocol"]),
+            (&"primary".into(), &2.into(), &"mismatch".into(), &"udp".into())
+        );
+        assert_eq!((&s["mode"], &s["number"], s.get("cause")), (&"secondary".into(), &2.into(), None));
+        for figures in [p, s] {
+            assert!(figures["pause"].as_u64() > Some(0) && figures["pages"].as_u64() > Some(0), "{figures}");
+            assert!(figures["bytes"].as_u64() > Some(4096), "{figures}");
+        }
+        both.iter().for_each(|m| m.migration.set_parameters([("x-checkpoint-events", false.into())]).unwrap());
+        pair.checkpoint(4).await;
+        assert_eq!(both.map(|m| m.vm.checkpoints.borrow().len()), [1, 1], "the first and the last were not told");
+    });
+}
+
+#[test]
 fn pages_that_were_sent_ahead_and_written_again_are_sent_again() {
     in_context(async {
         // The guest works on, after pages were sent ahead and before it is stopped.

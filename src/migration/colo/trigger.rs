@@ -1,5 +1,6 @@
 //! Asking for checkpoints.
 
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::Notify;
@@ -13,6 +14,8 @@ pub enum CheckpointCause {
     Mismatch,
     /// One side said something and the other nothing for too long.
     Timeout,
+    /// There was no room to compare more.
+    Full,
     /// `x-checkpoint-delay` was set.
     Parameter,
     /// A command asked for it (`xen-colo-do-checkpoint`).
@@ -21,7 +24,7 @@ pub enum CheckpointCause {
 
 impl CheckpointCause {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Timer, Self::Mismatch, Self::Timeout, Self::Parameter, Self::Command];
+    pub const ALL: [Self; 6] = [Self::Timer, Self::Mismatch, Self::Timeout, Self::Full, Self::Parameter, Self::Command];
 
     /// A name for figures.
     pub fn as_str(self) -> &'static str {
@@ -29,6 +32,7 @@ impl CheckpointCause {
             Self::Timer => "timer",
             Self::Mismatch => "mismatch",
             Self::Timeout => "timeout",
+            Self::Full => "full",
             Self::Parameter => "parameter",
             Self::Command => "command",
         }
@@ -45,6 +49,8 @@ pub struct CheckpointTrigger {
 #[derive(Debug, Default)]
 struct Shared {
     causes: AtomicU8,
+    /// Where the first difference of an epoch was seen.
+    protocol: Mutex<Option<&'static str>>,
     notify: Notify,
 }
 
@@ -56,6 +62,12 @@ impl CheckpointTrigger {
         self.shared.notify.notify_one();
     }
 
+    /// Asks for a checkpoint because of a difference that was seen in a protocol (`tcp`, `udp`, `icmp`, `other`).
+    pub fn differs(&self, cause: CheckpointCause, protocol: &'static str) {
+        self.shared.protocol.lock().get_or_insert(protocol);
+        self.request(cause);
+    }
+
     pub(crate) fn parameter_changed(&self) {
         self.request(CheckpointCause::Parameter);
     }
@@ -63,6 +75,17 @@ impl CheckpointTrigger {
     /// Forgets all requests: what they were about is settled by the checkpoint at hand. Later ones stay.
     pub(crate) fn rearm(&self) {
         self.shared.causes.store(0, Ordering::SeqCst);
+        self.shared.protocol.lock().take();
+    }
+
+    /// The protocol of the difference that `cause` is about.
+    pub(crate) fn protocol(&self, cause: CheckpointCause) -> Option<&'static str> {
+        match cause {
+            CheckpointCause::Mismatch | CheckpointCause::Timeout | CheckpointCause::Full => {
+                *self.shared.protocol.lock()
+            }
+            CheckpointCause::Timer | CheckpointCause::Parameter | CheckpointCause::Command => None,
+        }
     }
 
     /// Waits for a request; it stays until [`rearm`](Self::rearm).

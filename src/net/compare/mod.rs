@@ -71,6 +71,10 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::ContentDiffers, Self::EndDiffers, Self::Unanswered, Self::AcknowledgementLags, Self::TooManyConnections];
+
     /// The name in statistics.
     pub fn as_str(self) -> &'static str {
         match self {

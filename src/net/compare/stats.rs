@@ -21,6 +21,9 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Icmp, Self::Other];
+
     /// The name in statistics.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -7,6 +7,7 @@ use lockstep_util::{Result, bail, err};
 use serde_json::Value;
 
 use super::Ctx;
+use crate::colo_net::statistics as colo_statistics;
 
 pub fn register(registry: &mut Registry<Ctx>) {
     settings(registry);
@@ -27,16 +28,25 @@ pub fn register(registry: &mut Registry<Ctx>) {
         vm.migration()?.go_on(a.state.as_str())
     });
     registry.register::<cmd::QueryMigrate>(async |vm: Ctx, _| {
-        visit::from_json::<MigrationInfo>(vm.migration()?.info().to_json())
+        let mut info = vm.migration()?.info().to_json();
+        if let Some(statistics) = colo_statistics(&vm).await? {
+            info["colo"] = statistics;
+        }
+        visit::from_json::<MigrationInfo>(info)
     });
     registry.register::<cmd::XColoLostHeartbeat>(async |vm: Ctx, _| vm.migration()?.colo_lost_heartbeat());
     registry.register::<cmd::QueryColoStatus>(async |vm: Ctx, _| {
-        visit::from_json::<COLOStatus>(vm.migration()?.colo_status())
+        let mut status = vm.migration()?.colo_status();
+        if let Some(statistics) = colo_statistics(&vm).await? {
+            status["statistics"] = statistics;
+        }
+        visit::from_json::<COLOStatus>(status)
     });
     replication(registry);
     registry.announce::<event::Migration>();
     registry.announce::<event::MigrationPass>();
     registry.announce::<event::ColoExit>();
+    registry.announce::<event::XColoCheckpoint>();
 }
 
 /// The disks' part of COLO, for managers that checkpoint the memory themselves.
