@@ -5,7 +5,7 @@ use crate::{
     pci::{PCI_DEVICE_PROPERTIES, PCI_PARENTS},
 };
 
-use PropertyKind::{AudioDev, Bool, I32, Str, U8, U16, U32, U64};
+use PropertyKind::{AudioDev, Bool, I32, Size, Str, U8, U16, U32};
 
 const SYSBUS: &[&str] = &["sys-bus-device", "device", "object"];
 const ISA: &[&str] = &["isa-device", "device", "object"];
@@ -33,9 +33,9 @@ pub(super) static PCI_HOST: DeviceType = kind(
     "System",
     &["pci-host-bridge", "sys-bus-device", "device", "object"],
     &[&[
-        of("pci-hole64-size", U64, "2147483648"),
-        of("below-4g-mem-size", U64, "0"),
-        of("above-4g-mem-size", U64, "0"),
+        of("pci-hole64-size", Size, "2147483648"),
+        of("below-4g-mem-size", Size, "0"),
+        of("above-4g-mem-size", Size, "0"),
     ]],
 );
 

@@ -3,7 +3,10 @@
 use std::{fmt::Write, rc::Rc};
 
 use lockstep_block::text::human_size;
-use lockstep_hw::core::{BusNode, DeviceNode, Property, PropertyKind, PropertyValue};
+use lockstep_hw::{
+    core::{BusNode, DeviceNode, Property, PropertyKind, PropertyValue},
+    pci::{PciBus, qtree_lines},
+};
 use lockstep_util::Result;
 
 use super::{Args, HmpCommand};
@@ -181,17 +184,31 @@ fn bus(bus: &BusNode, indent: usize, out: &mut String) {
 fn device(node: &DeviceNode, indent: usize, out: &mut String) {
     let pad = " ".repeat(indent);
     let _ = writeln!(out, "{pad}dev: {}, id \"{}\"", node.kind.name, node.id.as_deref().unwrap_or(""));
-    for (property, value) in node.properties() {
-        if property.in_qtree {
+    let properties = node.properties();
+    for (at, (property, value)) in properties.iter().enumerate() {
+        // A default that a type overrides is shown in its ancestor's place.
+        let again = properties[at + 1..].iter().any(|(p, _)| p.name == property.name);
+        if property.in_qtree && !again {
             let _ = writeln!(out, "{pad}  {} = {}", property.name, value_text(property, value.as_ref()));
         }
     }
-    for line in node.device.qtree_lines() {
+    for line in facts(node) {
         let _ = writeln!(out, "{pad}  {line}");
     }
     for child in node.buses() {
         bus(&child, indent + 2, out);
     }
+}
+
+/// What is shown after the properties.
+fn facts(node: &DeviceNode) -> Vec<String> {
+    let own = node.device.qtree_lines();
+    let Some(bus) = node.bus.upgrade().and_then(|b| b.object::<PciBus>()).filter(|_| own.is_empty()) else {
+        return own;
+    };
+    let Some(PropertyValue::Signed(at)) = node.property("addr") else { return own };
+    let device = u8::try_from(at).ok().and_then(|devfn| bus.device(devfn));
+    device.map_or(own, |d| qtree_lines(d.function()))
 }
 
 /// A value as QEMU prints it: numbers in both notations, sizes with their unit, text in quotes.
