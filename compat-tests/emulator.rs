@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const BIN_DIR: &str = "LOCKSTEP_BIN_DIR";
 /// Root of an unpacked QEMU whose COLO works (7.2): the tests then run that instead.
 const QEMU_ROOT: &str = "LOCKSTEP_COMPAT_QEMU";
-/// `tcg` runs the VMs on the software CPU instead of KVM.
+/// `tcg` runs the VMs on the software CPU instead of KVM, `kvm` insists on KVM; unset, KVM is taken where it can be opened.
 const ACCELERATOR: &str = "LOCKSTEP_COMPAT_ACCEL";
 
 /// The emulator under test.
@@ -18,6 +18,8 @@ pub struct Emulator {
     kind: Kind,
     /// Run VMs on the software CPU, whatever the command line says.
     pub software_cpu: bool,
+    /// Which engine runs the guest, and why, in words for a person.
+    pub engine: String,
 }
 
 #[derive(Clone, Debug)]
@@ -47,16 +49,14 @@ impl Emulator {
             let root = PathBuf::from(root);
             check(&root.join("usr/bin"), &["qemu-system-x86_64", "qemu-img"])?;
             // QEMU does not save what a guest native under kvm-pvm needs, so its pairs run on its software CPU.
-            return Ok(Self { kind: Kind::Qemu { root }, software_cpu: wanted != "kvm" });
+            let engine = format!("QEMU from {}", root.display());
+            return Ok(Self { kind: Kind::Qemu { root }, software_cpu: wanted != "kvm", engine });
         }
         let bin = std::env::var_os(BIN_DIR).map(PathBuf::from).or_else(default_bin_dir);
         let bin = bin.ok_or_else(|| Missing("the folder of the binaries is unknown".into()))?;
         check(&bin, &["qemu-system-x86_64", "qemu-img", "qemu-bridge-helper"])?;
-        let software_cpu = wanted == "tcg";
-        if !software_cpu && !Path::new("/dev/kvm").exists() {
-            return Err(Missing(format!("there is no /dev/kvm ({ACCELERATOR}=tcg runs the tests without)")));
-        }
-        Ok(Self { kind: Kind::Lockstep { bin }, software_cpu })
+        let (software_cpu, engine) = choose_engine(&wanted, kvm_usable())?;
+        Ok(Self { kind: Kind::Lockstep { bin }, software_cpu, engine })
     }
 
     /// Is this a real QEMU?
@@ -109,6 +109,23 @@ impl Emulator {
 
 const KVM_TO_TCG: (&str, &str) = ("-enable-kvm", "-accel tcg");
 
+fn kvm_usable() -> io::Result<()> {
+    fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").map(drop)
+}
+
+/// The software CPU or KVM, and why.
+fn choose_engine(wanted: &str, kvm: io::Result<()>) -> Result<(bool, String), Missing> {
+    match (wanted, kvm) {
+        ("tcg", _) => Ok((true, format!("Lockstep's own software CPU, because {ACCELERATOR}=tcg says so"))),
+        ("kvm", Err(error)) => Err(Missing(format!("{ACCELERATOR}=kvm, but /dev/kvm cannot be opened: {error}"))),
+        ("" | "kvm", Ok(())) => Ok((false, "KVM, because /dev/kvm can be opened".into())),
+        ("", Err(error)) => {
+            Ok((true, format!("Lockstep's own software CPU, because /dev/kvm cannot be opened ({error})")))
+        }
+        (other, _) => Err(Missing(format!("{ACCELERATOR}={other} is neither kvm nor tcg"))),
+    }
+}
+
 fn default_bin_dir() -> Option<PathBuf> {
     let test = std::env::current_exe().ok()?;
     let folder = test.parent()?;
@@ -141,4 +158,19 @@ fn translating(binary: &Path, before: &str, changes: &[(&str, &str)]) -> String 
 fn script(path: &Path, text: &str) -> io::Result<()> {
     fs::write(path, text)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_kvm_the_software_cpu_runs_the_guest_unless_kvm_was_insisted_on() {
+        let gone = || Err(io::Error::from(io::ErrorKind::NotFound));
+        assert!(choose_engine("", gone()).unwrap().0);
+        assert!(!choose_engine("", Ok(())).unwrap().0);
+        assert!(choose_engine("tcg", Ok(())).unwrap().0);
+        assert!(choose_engine("kvm", gone()).is_err());
+        assert!(choose_engine("xen", Ok(())).is_err());
+    }
 }

@@ -26,10 +26,14 @@ fn main() -> ExitCode {
             }
         };
     }
-    if let Err(missing) = Emulator::find() {
-        eprintln!("demo: {missing}");
-        return ExitCode::FAILURE;
-    }
+    let emulator = match Emulator::find() {
+        Ok(emulator) => emulator,
+        Err(missing) => {
+            eprintln!("demo: {missing}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("Lockstep: two VMs in lockstep; one dies, its clients go on.\nThe guest runs on {}.\n", emulator.engine);
     match stage::run_again_inside(&[]) {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
@@ -97,7 +101,6 @@ impl Story {
 fn play() -> io::Result<()> {
     stage::watch_over(LIMIT);
     let stage = Stage::set_up(Layout::OneHost)?;
-    println!("Lockstep: two VMs in lockstep; one dies, its clients go on.\n");
     say("Two VMs of 512 MB and 10 GiB disk, by the lines of docs/colo.md (1-primary.sh to 4-primary-setup.jsonl)");
     let begin = Instant::now();
     let mut pair = Pair::start(&stage, Paste::AtOnce);
