@@ -5,6 +5,7 @@ use crate::machine::Machine;
 use crate::monitor::PROMPT;
 use crate::procedure::{Procedure, secondary_at, with_peer};
 use crate::stage::{Host, Stage};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,7 +43,15 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn start(stage: &'a Stage, paste: Paste) -> Self {
-        let mut pair = Self::launch(stage, paste);
+        Self::start_with(stage, paste, |image| GuestImage::default().create(image))
+    }
+
+    /// [`start`](Self::start) with a disk image that `make` makes.
+    ///
+    /// # Panics
+    /// If a step fails.
+    pub fn start_with(stage: &'a Stage, paste: Paste, make: impl FnOnce(&Path) -> io::Result<()>) -> Self {
+        let mut pair = Self::launch_with(stage, paste, make);
         pair.set_up_secondary();
         pair.join("4-primary-setup.jsonl");
         pair
@@ -53,10 +62,14 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn launch(stage: &'a Stage, paste: Paste) -> Self {
+        Self::launch_with(stage, paste, |image| GuestImage::default().create(image))
+    }
+
+    fn launch_with(stage: &'a Stage, paste: Paste, make: impl FnOnce(&Path) -> io::Result<()>) -> Self {
         let procedure = Procedure::read();
         let [first, second] = stage.hosts.clone();
         let image = Path::new(&first.place.folder).join("primary.qcow2");
-        GuestImage::default().create(&image).unwrap_or_else(|error| panic!("The guest's image: {error}"));
+        make(&image).unwrap_or_else(|error| panic!("The guest's image: {error}"));
         std::fs::copy(&image, Path::new(&second.place.folder).join("primary.qcow2")).expect("copying an image");
         let primary = Machine::start(&first, "primary", procedure.block("1-primary.sh"));
         let mut pair = Self {
@@ -83,6 +96,16 @@ impl<'a> Pair<'a> {
     /// If there is none.
     pub fn secondary(&self) -> &Machine {
         self.secondary.as_ref().expect("a secondary")
+    }
+
+    /// Where the VM that serves runs.
+    pub fn primary_host(&self) -> &Host {
+        &self.primary_host
+    }
+
+    /// Where the other one runs, or ran.
+    pub fn secondary_host(&self) -> &Host {
+        &self.secondary_host
     }
 
     /// Step 5: another checkpoint period, at once.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 /// Folder of Lockstep's binaries; default: where cargo puts them.
 const BIN_DIR: &str = "LOCKSTEP_BIN_DIR";
 /// Root of an unpacked QEMU whose COLO works (7.2): the tests then run that instead.
-const QEMU_ROOT: &str = "LOCKSTEP_COMPAT_QEMU";
+pub const QEMU_ROOT: &str = "LOCKSTEP_COMPAT_QEMU";
 /// `tcg` runs the VMs on the software CPU instead of KVM, `kvm` insists on KVM; unset, KVM is taken where it can be opened.
-const ACCELERATOR: &str = "LOCKSTEP_COMPAT_ACCEL";
+pub const ACCELERATOR: &str = "LOCKSTEP_COMPAT_ACCEL";
 
 /// The emulator under test.
 #[derive(Clone, Debug)]

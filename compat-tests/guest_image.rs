@@ -44,9 +44,25 @@ impl GuestImage {
         let kernel = build_kernel()?;
         let raw = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
         self.write_raw(&std::fs::read(kernel)?, raw.as_file())?;
-        let mut convert = Command::new("qemu-img");
-        convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw.path()).arg(path).stdin(Stdio::null());
-        succeed(&mut convert)
+        to_qcow2(raw.path(), path)
+    }
+
+    /// Makes an image whose boot sector is `code`, padded and signed, for guests that need no more.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create), and if the code is longer than a boot sector has room for.
+    pub fn create_boot_sector(&self, code: &[u8], path: &Path) -> io::Result<()> {
+        let mut sector = [0; SECTOR];
+        sector
+            .get_mut(..code.len())
+            .filter(|_| code.len() <= SECTOR - 2)
+            .ok_or(io::ErrorKind::InvalidInput)?
+            .copy_from_slice(code);
+        sector[SECTOR - 2..].copy_from_slice(&[0x55, 0xaa]);
+        let raw = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
+        raw.as_file().set_len(self.disk_bytes)?;
+        raw.as_file().write_all_at(&sector, 0)?;
+        to_qcow2(raw.path(), path)
     }
 
     fn write_raw(&self, elf: &[u8], file: &File) -> io::Result<()> {
@@ -102,6 +118,11 @@ pub fn build_kernel() -> io::Result<PathBuf> {
     }
     succeed(cargo.current_dir(&folder).args(["build", "--release", "--quiet", "--locked"]).stdin(Stdio::null()))?;
     Ok(folder.join("target/x86_64-unknown-linux-gnu/release/lockstep-guest"))
+}
+
+fn to_qcow2(raw: &Path, path: &Path) -> io::Result<()> {
+    let mut convert = Command::new("qemu-img");
+    succeed(convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(raw).arg(path).stdin(Stdio::null()))
 }
 
 fn succeed(command: &mut Command) -> io::Result<()> {

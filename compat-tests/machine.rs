@@ -1,10 +1,46 @@
 //! A VM started by a block of shell lines, with its monitor on standard input and output.
 use crate::monitor::Monitor;
 use crate::stage::Host;
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
+
+/// What VMs said on standard error while nobody was to be bothered with it; `None` while it is printed at once.
+static KEPT: Mutex<Option<VecDeque<String>>> = Mutex::new(None);
+const MOST_KEPT: usize = 200;
+
+/// From now on what VMs say on standard error is printed only if the program panics, or by [`print_kept`].
+pub fn keep_errors() {
+    *KEPT.lock().unwrap() = Some(VecDeque::new());
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print_kept();
+        hook(panic);
+    }));
+}
+
+/// Prints what [`keep_errors`] kept.
+///
+/// # Panics
+/// If a thread panicked while it kept a line.
+pub fn print_kept() {
+    let mut kept = KEPT.lock().unwrap();
+    kept.iter_mut().flat_map(std::mem::take).for_each(|line| eprintln!("{line}"));
+}
+
+fn print_or_keep(line: String) {
+    match KEPT.lock().unwrap().as_mut() {
+        None => eprintln!("{line}"),
+        Some(kept) => {
+            if kept.len() == MOST_KEPT {
+                kept.pop_front();
+            }
+            kept.push_back(line);
+        }
+    }
+}
 
 /// The VM's processes: the shell and what it started, one process group.
 pub struct Machine {
@@ -36,7 +72,7 @@ impl Machine {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines() {
                 let Ok(line) = line else { break };
-                eprintln!("{tag}: {line}");
+                print_or_keep(format!("{tag}: {line}"));
                 sink.lock().unwrap().push(line);
             }
         });
@@ -46,6 +82,11 @@ impl Machine {
     /// The VM's name in messages.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Number of the process group of the shell and what it started.
+    pub fn group(&self) -> u32 {
+        self.shell.id()
     }
 
     /// What it wrote to standard error.

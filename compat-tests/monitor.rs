@@ -13,6 +13,8 @@ pub const PROMPT: Duration = Duration::from_secs(20);
 pub struct Event {
     /// When the client read it.
     pub at: Instant,
+    /// When the VM says that it happened, since 1970.
+    pub emitted: Duration,
     /// Its name.
     pub name: String,
     /// Its data, or null.
@@ -45,7 +47,12 @@ pub struct Monitor {
     name: String,
     input: Box<dyn Write + Send>,
     shared: Arc<Shared>,
+    /// The last pastes, and when they began.
+    sent: VecDeque<(Instant, String)>,
 }
+
+/// Pastes that are remembered.
+const KEPT: usize = 64;
 
 /// What a wait ended with instead of what was waited for.
 #[derive(Debug)]
@@ -81,7 +88,7 @@ impl Monitor {
             reader.state.lock().unwrap().closed = true;
             reader.changed.notify_all();
         });
-        Self { name: name.into(), input: Box::new(input), shared }
+        Self { name: name.into(), input: Box::new(input), shared, sent: VecDeque::new() }
     }
 
     /// Writes `text` as it is, in one write.
@@ -90,8 +97,17 @@ impl Monitor {
     /// If the VM is gone.
     pub fn paste(&mut self, text: &str) -> io::Result<()> {
         text.lines().for_each(|line| trace(&self.name, "->", line));
+        if self.sent.len() == KEPT {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((Instant::now(), text.into()));
         self.input.write_all(text.as_bytes())?;
         self.input.flush()
+    }
+
+    /// When the last paste with `text` in it began, if that was not long ago.
+    pub fn sent_at(&self, text: &str) -> Option<Instant> {
+        self.sent.iter().rev().find(|(_, sent)| sent.contains(text)).map(|(at, _)| *at)
     }
 
     /// Waits for the greeting.
@@ -231,7 +247,9 @@ impl Shared {
             Ok(value) if value.get("QMP").is_some() => state.greeting = Some(value),
             Ok(value) if value.get("event").is_some() => {
                 let name = value["event"].as_str().unwrap_or_default().to_string();
-                state.events.push(Event { at: Instant::now(), name, data: value["data"].clone() });
+                let part = |unit: &str| value["timestamp"][unit].as_u64().unwrap_or_default();
+                let emitted = Duration::from_secs(part("seconds")) + Duration::from_micros(part("microseconds"));
+                state.events.push(Event { at: Instant::now(), emitted, name, data: value["data"].clone() });
             }
             Ok(value) if value.get("return").is_some() || value.get("error").is_some() => {
                 state.replies.push_back(value)

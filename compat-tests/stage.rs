@@ -89,11 +89,19 @@ fn run_inside(test: &str) -> io::Result<ExitStatus> {
 /// # Errors
 /// If the guest cannot be built or namespaces are not allowed.
 pub fn run_again_inside(arguments: &[&str]) -> io::Result<ExitStatus> {
+    command_inside(arguments)?.status()
+}
+
+/// The command by which [`run_again_inside`] runs this program once more.
+///
+/// # Errors
+/// If the guest cannot be built.
+pub fn command_inside(arguments: &[&str]) -> io::Result<Command> {
     let kernel = crate::guest_image::build_kernel()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments).env(INSIDE, "1").env(crate::guest_image::KERNEL, kernel).stdin(Stdio::null());
     in_new_namespaces(&mut command);
-    command.status()
+    Ok(command)
 }
 
 /// Makes a command's process the first one of new namespaces. Its parent, which waits for it, stays outside.

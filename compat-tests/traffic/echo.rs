@@ -75,6 +75,14 @@ impl Echo {
         self.received.load(Relaxed)
     }
 
+    /// Round trips so far: when each ended, and how long it took.
+    ///
+    /// # Panics
+    /// If the connection's thread has panicked.
+    pub fn round_trips(&self) -> Vec<(Instant, Duration)> {
+        self.report.lock().unwrap().round_trips.clone()
+    }
+
     /// Waits until `bytes` more have come back.
     ///
     /// # Errors

@@ -36,6 +36,23 @@ impl Dirtier {
         true
     }
 
+    /// Dirties `pages` pages now, each once, and stops the loop. False if there is no memory for them.
+    pub fn once(&mut self, pages: usize) -> bool {
+        if !self.set(0, pages, 0) {
+            return false;
+        }
+        for _ in 0..pages {
+            self.write_next();
+        }
+        true
+    }
+
+    fn write_next(&mut self) {
+        self.counter += 1;
+        let page = (self.counter % self.pages() as u64) as usize;
+        self.memory[page * PAGE..][..8].copy_from_slice(&self.counter.to_le_bytes());
+    }
+
     /// Number of pages that the loop goes round through.
     pub fn pages(&self) -> usize {
         self.memory.len() / PAGE
@@ -48,9 +65,7 @@ impl Dirtier {
         }
         let due = (u128::from(now_us - self.started_us) * u128::from(self.rate) / 1_000_000) as u64;
         for _ in 0..(due - self.done).min(4096) {
-            self.counter += 1;
-            let page = (self.counter % self.pages() as u64) as usize;
-            self.memory[page * PAGE..][..8].copy_from_slice(&self.counter.to_le_bytes());
+            self.write_next();
         }
         self.done = due;
     }

@@ -245,6 +245,13 @@ impl Http {
                 let body = format!("counter {}\nrate {}\npages {}\n", dirtier.counter, dirtier.rate, dirtier.pages());
                 self.answer("200 OK", TEXT, body.as_bytes());
             }
+            ("POST", "/dirty") if request.query("once").is_some() => match number("once", 0) {
+                Some(pages) if pages <= MAX_PAGES as u64 => {
+                    let done = world.dirtier.once(pages as usize);
+                    self.answer(if done { "200 OK" } else { "507 Insufficient Storage" }, TEXT, b"");
+                }
+                _ => self.answer("400 Bad Request", TEXT, b""),
+            },
             ("POST", "/dirty") => match (number("pages_per_second", 0), number("pages", 1024)) {
                 (Some(rate), Some(pages)) if rate <= 10_000_000 && pages <= MAX_PAGES as u64 => {
                     let done = world.dirtier.set(rate, pages as usize, now_us());
@@ -260,7 +267,7 @@ impl Http {
                 "200 OK",
                 TEXT,
                 b"PUT|GET|DELETE /kv/KEY, GET /random, GET /bulk?bytes=N&seed=S, POST /bulk, GET /counter, \
-                  POST /dirty?pages_per_second=N&pages=M, GET /stats\n",
+                  POST /dirty?pages_per_second=N&pages=M, POST /dirty?once=N, GET /stats\n",
             ),
             ("GET", _) => self.answer("404 Not Found", TEXT, b""),
             _ => self.answer("405 Method Not Allowed", TEXT, b""),
