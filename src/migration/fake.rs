@@ -149,6 +149,8 @@ pub(crate) struct FakeDisks {
     mode: Cell<Option<ColoMode>>,
     /// The epoch that the disk would show after a failover.
     pub(crate) epoch: Cell<u64>,
+    /// How many checkpoints fail from now on.
+    pub(crate) failures: Cell<u32>,
 }
 
 impl DiskReplication for FakeDisks {
@@ -162,6 +164,10 @@ impl DiskReplication for FakeDisks {
         // The primary's disk is that of the epoch that is being taken over; a secondary learns its number from the device.
         Box::pin(async {
             tokio::task::yield_now().await;
+            if self.failures.get() > 0 {
+                self.failures.set(self.failures.get() - 1);
+                return Err(err!("Cannot make active disk empty: No space left on device"));
+            }
             self.epoch.set(self.world.primary_epoch.get());
             Ok(())
         })
@@ -250,6 +256,7 @@ impl FakeMachine {
             device: device.clone(),
             mode: Cell::new(None),
             epoch: Cell::new(0),
+            failures: Cell::new(0),
         });
         let net = Rc::new(FakeNet {
             vm: vm.clone(),

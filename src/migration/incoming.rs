@@ -100,7 +100,7 @@ async fn receive(core: &Rc<Core>, end: Incoming) -> Result<()> {
 async fn take_in(core: &Rc<Core>, worker: &Worker<Receiver>) -> Result<()> {
     core.env.global_state.forget();
     let arrived = worker.run(Receiver::load).await?;
-    core.env.steps.at("incoming-loaded").await;
+    core.env.steps.at("incoming-loaded").await?;
     if arrived.colo {
         return colo::secondary::run(core, worker, arrived).await;
     }

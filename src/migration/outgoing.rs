@@ -74,13 +74,13 @@ async fn migrate(core: &Rc<Core>, opening: Opening) -> Result<()> {
 }
 
 async fn send(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Result<()> {
-    core.env.steps.at("precopy-setup").await;
+    core.env.steps.at("precopy-setup").await?;
     worker.run(move |sender| sender.setup(colo)).await?;
     core.outgoing.borrow_mut().setup_ms = elapsed_ms(core);
     core.tell_pass();
     core.set_status(Status::Active);
     loop {
-        core.env.steps.at("precopy-iterate").await;
+        core.env.steps.at("precopy-iterate").await?;
         let running = core.env.vm.is_running();
         let pass = worker.run(move |sender| sender.iterate(running)).await?;
         if pass.synced {
@@ -129,7 +129,7 @@ async fn switch_over(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Re
         bail!("Migration was cancelled");
     }
     core.set_status(Status::Device);
-    core.env.steps.at("precopy-device").await;
+    core.env.steps.at("precopy-device").await?;
     if !colo {
         core.env.vm.inactivate_disks().await?;
     }

@@ -26,7 +26,11 @@ pub fn register_first_sections(vm: &Vm) {
 }
 
 /// Makes the machine's migration. To be called when all devices of the command line exist: its section is the last.
-pub fn create(vm: &Rc<Vm>) -> Migration {
+///
+/// # Errors
+/// When `LOCKSTEP_FAILPOINTS` is set and names what there is not.
+pub fn create(vm: &Rc<Vm>) -> Result<Migration> {
+    let failpoints = std::env::var("LOCKSTEP_FAILPOINTS").unwrap_or_default();
     let global_state = Arc::new(GlobalState::default());
     vm.board.states.register("globalstate", global_state.clone());
     let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: RefCell::default() });
@@ -40,7 +44,7 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
         disks: hooks.clone(),
         net: Rc::new(ColoNet::new(Rc::downgrade(vm))),
         fds: hooks,
-        steps: Steps::default(),
+        steps: Steps::from_text(&failpoints).map_err(|e| e.prepend("LOCKSTEP_FAILPOINTS: "))?,
     });
     let trigger = migration.checkpoint_trigger();
     vm.net.set_checkpoint_notifier(Some(Arc::new(move |divergence| {
@@ -51,7 +55,7 @@ pub fn create(vm: &Rc<Vm>) -> Migration {
         };
         trigger.differs(cause, divergence.protocol.as_str());
     })));
-    migration
+    Ok(migration)
 }
 
 struct Hooks {

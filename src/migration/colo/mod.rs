@@ -16,7 +16,7 @@ mod trigger;
 
 pub use message::Message;
 pub use statistics::{CheckpointFigures, CheckpointStatistics};
-pub use steps::{StepHook, Steps};
+pub use steps::{STEPS, StepHook, Steps};
 pub use trigger::{CheckpointCause, CheckpointTrigger};
 
 use crate::core::Core;
@@ -52,6 +52,8 @@ pub(crate) struct Colo {
     stopped_by_user: RefCell<Option<String>>,
     trigger: CheckpointTrigger,
     statistics: RefCell<CheckpointStatistics>,
+    /// A secondary's checkpoint that the primary counts on and that the machine has not become yet.
+    unapplied: RefCell<Option<secondary::Checkpoint>>,
 }
 
 impl Colo {
@@ -65,6 +67,7 @@ impl Colo {
             stopped_by_user: RefCell::new(None),
             trigger: CheckpointTrigger::default(),
             statistics: RefCell::default(),
+            unapplied: RefCell::default(),
         }
     }
 
@@ -131,6 +134,7 @@ impl Colo {
         self.failover.set(Failover::None);
         self.exit_told.set(false);
         self.stopped_by_user.take();
+        self.unapplied.take();
         *self.statistics.borrow_mut() = CheckpointStatistics::default();
     }
 
@@ -149,6 +153,13 @@ fn note_checkpoint(core: &Core, mode: ColoMode, figures: CheckpointFigures) {
     };
     if core.parameters.borrow().is_on("x-checkpoint-events") {
         core.env.vm.emit(Event::Checkpoint { mode, checkpoint });
+    }
+}
+
+/// A step of a failover, which nothing may hold up.
+async fn at(core: &Core, step: &'static str) {
+    if let Err(e) = core.env.steps.at(step).await {
+        core.warn(&e);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The primary's side of a pair.
 
-use super::{CheckpointCause, CheckpointFigures, Failover, Message, note_checkpoint, tell_exit};
+use super::{CheckpointCause, CheckpointFigures, Failover, Message, at, note_checkpoint, tell_exit};
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::outgoing::Sender;
@@ -49,7 +49,7 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
 
 async fn failover(core: &Core, worker: &Worker<Sender>) {
     core.colo.failover.set(Failover::Active);
-    core.env.steps.at("primary-failover").await;
+    at(core, "primary-failover").await;
     // A guest that the user has stopped, before or during the broken checkpoint, stays so.
     let state = core.env.vm.run_state();
     let stopped = match state.as_str() {
@@ -68,6 +68,7 @@ async fn failover(core: &Core, worker: &Worker<Sender>) {
     core.stop_clock();
     core.set_status(Status::Completed);
     tell_exit(core, ColoMode::Primary, ColoExitReason::Request);
+    at(core, "primary-failover-disks").await;
     if let Err(e) = core.env.disks.stop_all(true).await {
         core.warn(&e);
     }
@@ -99,7 +100,7 @@ impl Pair<'_> {
     /// Makes checkpoints until something fails.
     async fn checkpoints(mut self) -> Result<Infallible> {
         let core = self.core;
-        core.env.steps.at("primary-wait-ready").await;
+        core.env.steps.at("primary-wait-ready").await?;
         // What the guest said before belongs to the state that was sent: nobody else could ever contradict it.
         core.env.net.drain_mirrors().await;
         core.env.net.release_held().await;
@@ -166,7 +167,7 @@ impl Pair<'_> {
     async fn checkpoint(&self, cause: CheckpointCause) -> Result<()> {
         let core = self.core;
         let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
-        core.env.steps.at("primary-request").await;
+        core.env.steps.at("primary-request").await?;
         // A write that the secondary did not get would be missing from its disk for ever.
         disks.error()?;
         let ask = |sender: &mut Sender| {
@@ -175,29 +176,31 @@ impl Pair<'_> {
             sender.expect(Message::CheckpointReply)
         };
         self.worker.run(ask).await?;
-        core.env.steps.at("primary-reply").await;
+        core.env.steps.at("primary-reply").await?;
 
         let by_user = (!vm.is_running()).then(|| vm.run_state());
         core.colo.stopped_by_user.replace(by_user);
         let stopped = Instant::now();
         vm.stop(StopReason::Colo).await?;
-        core.env.steps.at("primary-stopped").await;
+        core.env.steps.at("primary-stopped").await?;
         // The guest's last writes were on their way until now.
         disks.error()?;
         disks.checkpoint_all().await?;
         net.drain_mirrors().await;
         net.remirror_undelivered();
         let connections = if self.connections { net.export_connections() } else { None };
-        core.env.steps.at("primary-send").await;
+        core.env.steps.at("primary-send").await?;
         let sent = self.worker.run(move |sender| sender.send_checkpoint(connections)).await?;
 
-        core.env.steps.at("primary-received").await;
+        core.env.steps.at("primary-received").await?;
         // What was asked for until now is settled by this checkpoint; what is asked for from now on is not.
         let protocol = core.colo.trigger.protocol(cause);
         core.colo.trigger.rearm();
-        let ((), loaded) = tokio::join!(net.release_held(), self.worker.run(|s| s.expect(Message::VmstateLoaded)));
-        loaded?;
-        core.env.steps.at("primary-loaded").await;
+        let loaded = self.worker.run(|s| s.expect(Message::VmstateLoaded));
+        net.release_held().await;
+        core.env.steps.at("primary-released").await?;
+        loaded.await?;
+        core.env.steps.at("primary-loaded").await?;
         match core.colo.stopped_by_user.take() {
             Some(state) => vm.set_run_state(&state),
             None => vm.start().await,

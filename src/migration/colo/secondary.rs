@@ -1,7 +1,7 @@
 //! The secondary's side of a pair.
 
 use super::message::Request;
-use super::{CheckpointFigures, FEATURES, Failover, Message, note_checkpoint, tell_exit};
+use super::{CheckpointFigures, FEATURES, Failover, Message, at, note_checkpoint, tell_exit};
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::incoming::{Arrived, Receiver, announce};
@@ -36,10 +36,12 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Receiver>, arrived: Arrived
 
 async fn failover(core: &Core, worker: &Worker<Receiver>) {
     core.colo.failover.set(Failover::Active);
-    core.env.steps.at("secondary-failover").await;
+    at(core, "secondary-failover").await;
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
         core.warn(&e);
     }
+    // The primary counts on a checkpoint that this side has said to have. Without it the machine is of two epochs.
+    let whole = Pair { core, worker }.apply().await;
     // A migration may be asked for as soon as this one is seen to be over; a thread that is gone logs nothing.
     let stop = |receiver: &mut Receiver| {
         receiver.ram.end_checkpoints();
@@ -48,13 +50,20 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
     let _ = worker.run(stop).await;
     core.set_incoming_status(Status::Completed);
     tell_exit(core, ColoMode::Secondary, ColoExitReason::Request);
+    at(core, "secondary-failover-disks").await;
     if let Err(e) = core.env.disks.stop_all(true).await {
         core.warn(&e);
     }
     core.env.disks.gate_peer_writes(false);
+    at(core, "secondary-failover-net").await;
     core.env.net.notify_failover();
     core.colo.leave();
+    if let Err(e) = whole {
+        core.warn(&e.prepend("The last checkpoint cannot be taken over, the guest stays stopped: "));
+        return core.env.vm.set_run_state("internal-error");
+    }
     announce(core);
+    at(core, "secondary-failover-start").await;
     core.env.vm.start().await;
 }
 
@@ -63,12 +72,18 @@ struct Pair<'a> {
     worker: &'a Worker<Receiver>,
 }
 
-/// A checkpoint that is whole and good, and has touched nothing.
-struct Checkpoint {
+/// A checkpoint that is whole and good, and has touched nothing; but for its RAM, which waits on the migration's thread.
+pub(super) struct Checkpoint {
     devices: Vec<Prepared>,
     extension: Option<Value>,
     /// What came since the one before.
     bytes: u64,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Checkpoint({} devices)", self.devices.len())
+    }
 }
 
 impl Pair<'_> {
@@ -83,7 +98,7 @@ impl Pair<'_> {
         self.worker.run(begin).await?;
         arrived.devices.into_iter().for_each(Prepared::commit);
         core.env.vm.activate_disks().await?;
-        core.env.steps.at("secondary-start").await;
+        core.env.steps.at("secondary-start").await?;
         core.env.disks.start_all(ColoMode::Secondary).await?;
         core.set_incoming_status(Status::Colo);
         let offer = arrived.description.as_ref().map(|d| &d["lockstep-colo"]).filter(|o| o.is_object());
@@ -101,7 +116,7 @@ impl Pair<'_> {
         };
         self.worker.run(ready).await?;
         loop {
-            core.env.steps.at("secondary-wait-request").await;
+            core.env.steps.at("secondary-wait-request").await?;
             self.worker.run(Receiver::wait_for_checkpoint).await?;
             self.checkpoint().await?;
         }
@@ -110,11 +125,11 @@ impl Pair<'_> {
     async fn checkpoint(&self) -> Result<()> {
         let core = self.core;
         let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
-        core.env.steps.at("secondary-request").await;
+        core.env.steps.at("secondary-request").await?;
         let stopped = Instant::now();
         vm.stop(StopReason::Colo).await?;
         net.drain_outgoing().await;
-        core.env.steps.at("secondary-stopped").await;
+        core.env.steps.at("secondary-stopped").await?;
         let checkpoint = self
             .worker
             .run(|r| {
@@ -126,32 +141,46 @@ impl Pair<'_> {
         disks.error()?;
         self.still_together()?;
         net.discard_incoming().await;
-        core.env.steps.at("secondary-validated").await;
+        core.env.steps.at("secondary-validated").await?;
         disks.gate_peer_writes(true);
         self.worker.run(|r| r.say(Message::VmstateReceived)).await?;
 
         // A failover that is asked for from here on waits until the checkpoint is applied.
-        core.env.steps.at("secondary-received").await;
+        let bytes = checkpoint.bytes;
+        core.colo.unapplied.replace(Some(checkpoint));
+        core.env.steps.at("secondary-received").await?;
+        let pages = self.apply().await?;
+        core.env.steps.at("secondary-applied").await?;
+        self.still_together()?;
+        let ((), said) = tokio::join!(vm.start(), self.worker.run(|r| r.say(Message::VmstateLoaded)));
+        said?;
+        let figures = CheckpointFigures { pause: stopped.elapsed(), bytes, pages, ..CheckpointFigures::default() };
+        note_checkpoint(core, ColoMode::Secondary, figures);
+        Ok(())
+    }
+
+    /// Makes the machine what the last checkpoint says, if that is still to be done. What fails can be tried again. Returns the number
+    /// of pages.
+    async fn apply(&self) -> Result<u64> {
+        let core = self.core;
+        let (net, disks) = (&core.env.net, &core.env.disks);
+        if core.colo.unapplied.borrow().is_none() {
+            return Ok(0);
+        }
         // RAM on its thread, the disks meanwhile; devices when they can see both.
         let (pages, disks_done) = tokio::join!(self.worker.run(|r| r.ram.apply_checkpoint()), disks.checkpoint_all());
         let pages = pages?;
         disks_done?;
-        core.env.steps.at("secondary-ram-applied").await;
+        core.env.steps.at("secondary-ram-applied").await?;
         disks.gate_peer_writes(false);
+        let Some(checkpoint) = core.colo.unapplied.take() else { return Ok(pages) };
         checkpoint.devices.into_iter().for_each(Prepared::commit);
-        core.env.steps.at("secondary-devices-applied").await;
         if let Some(connections) = checkpoint.extension.as_ref().and_then(|e| e.get("connections")) {
             net.import_connections(connections);
         }
         net.notify_checkpoint();
-        core.env.steps.at("secondary-applied").await;
-        self.still_together()?;
-        let ((), said) = tokio::join!(vm.start(), self.worker.run(|r| r.say(Message::VmstateLoaded)));
-        said?;
-        let (pause, bytes) = (stopped.elapsed(), checkpoint.bytes);
-        let figures = CheckpointFigures { pause, bytes, pages, ..CheckpointFigures::default() };
-        note_checkpoint(core, ColoMode::Secondary, figures);
-        Ok(())
+        core.env.steps.at("secondary-devices-applied").await?;
+        Ok(pages)
     }
 
     fn still_together(&self) -> Result<()> {

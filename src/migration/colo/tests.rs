@@ -6,6 +6,7 @@ use crate::fake::{FakeMachine, FakeWorld};
 use crate::hooks::{LocalFuture, VmControl};
 use crate::{MigrateArguments, MigrationYank};
 use lockstep_event::Context;
+use lockstep_util::Result;
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -48,7 +49,7 @@ impl AtStep {
 }
 
 impl StepHook for AtStep {
-    fn at(&self, step: &'static str) -> LocalFuture<'_, ()> {
+    fn at(&self, step: &'static str) -> LocalFuture<'_, Result<()>> {
         if step == self.step && self.left.get() > 0 {
             self.left.set(self.left.get() - 1);
             if self.left.get() == 0
@@ -57,7 +58,7 @@ impl StepHook for AtStep {
                 action();
             }
         }
-        Box::pin(async {})
+        Box::pin(async { Ok(()) })
     }
 }
 
@@ -160,8 +161,15 @@ impl TestPair {
     }
 }
 
-const PRIMARY_STEPS: [&str; 6] =
-    ["primary-request", "primary-reply", "primary-stopped", "primary-send", "primary-received", "primary-loaded"];
+const PRIMARY_STEPS: [&str; 7] = [
+    "primary-request",
+    "primary-reply",
+    "primary-stopped",
+    "primary-send",
+    "primary-received",
+    "primary-released",
+    "primary-loaded",
+];
 const SECONDARY_STEPS: [&str; 8] = [
     "secondary-wait-request",
     "secondary-request",
@@ -295,6 +303,63 @@ fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
             });
         }
     }
+}
+
+#[test]
+fn an_error_at_any_step_leaves_a_whole_secondary() {
+    for step in PRIMARY_STEPS.into_iter().chain(SECONDARY_STEPS) {
+        in_context(async {
+            // "Wait for a request" is the first step, and comes before the first checkpoint.
+            let nth = if step == "secondary-wait-request" { 3 } else { 2 };
+            let steps = Steps::from_text(&format!("{step}@{nth}=error")).unwrap();
+            let [a, b] = match step.starts_with("primary") {
+                true => [steps, Steps::default()],
+                false => [Steps::default(), steps],
+            };
+            let pair = TestPair::new(a, b);
+            pair.connect().await;
+            pair.checkpoint(2).await;
+            pair.epoch(3);
+            let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+            until(&format!("{step}: both tell"), || told(&pair.secondary) && told(&pair.primary)).await;
+            pair.secondary_survives(step).await;
+            pair.primary_survives(step).await;
+        });
+    }
+}
+
+#[test]
+fn a_checkpoint_that_was_received_and_could_not_be_applied_is_applied_at_the_failover() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.secondary.disks.failures.set(1);
+        pair.epoch(3);
+        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+        until("the secondary tells", || told(&pair.secondary)).await;
+        assert_eq!(pair.world.released.get(), 3, "the primary has counted on it");
+        pair.secondary_survives("applied later").await;
+        assert_eq!(pair.secondary.whole_epoch(), Ok(3));
+    });
+}
+
+#[test]
+fn a_machine_of_two_epochs_never_runs() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.secondary.disks.failures.set(u32::MAX);
+        pair.epoch(3);
+        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+        until("the secondary tells", || told(&pair.secondary)).await;
+        pair.secondary.migration.colo_lost_heartbeat().unwrap();
+        until("the failover is over", || pair.secondary.migration.colo_status()["reason"] == "request").await;
+        until("the state says so", || pair.secondary.vm.run_state() == "internal-error").await;
+        assert!(!pair.secondary.vm.is_running() && pair.secondary.vm.announced.get().is_none());
+        pair.primary_survives("the other side").await;
+    });
 }
 
 #[test]
@@ -504,11 +569,11 @@ fn a_frozen_peer_does_not_hold_up_a_failover() {
         // The secondary's loop stops at the step for ever: it reads nothing and says nothing.
         struct Freeze(Rc<AtStep>);
         impl StepHook for Freeze {
-            fn at(&self, step: &'static str) -> LocalFuture<'_, ()> {
+            fn at(&self, step: &'static str) -> LocalFuture<'_, Result<()>> {
                 drop(self.0.at(step));
                 match self.0.is_done() {
                     true => Box::pin(std::future::pending()),
-                    false => Box::pin(async {}),
+                    false => Box::pin(async { Ok(()) }),
                 }
             }
         }

@@ -142,7 +142,7 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     }
     machine::finish(vm)?;
     vm.board.resets.reset(ResetKind::Cold);
-    vm.set_migration(migration::create(vm));
+    vm.set_migration(migration::create(vm)?);
     let dispatcher = qmp::dispatcher(vm)?;
     monitors::start(vm, &dispatcher, line).await?;
     backends::qtest(vm, line).await?;
