@@ -7,6 +7,7 @@ pub mod msr {
     pub const APIC_BASE: u32 = 0x1b;
     pub const FEATURE_CONTROL: u32 = 0x3a;
     pub const TSC_ADJUST: u32 = 0x3b;
+    pub const SMI_COUNT: u32 = 0x34;
     pub const SPEC_CTRL: u32 = 0x48;
     pub const SMBASE: u32 = 0x9e;
     pub const SYSENTER_CS: u32 = 0x174;
@@ -15,9 +16,12 @@ pub mod msr {
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_STATUS: u32 = 0x17a;
     pub const MCG_CTL: u32 = 0x17b;
+    /// What `MCG_CAP` holds in every guest: ten banks, MCG_CTL, recoverable errors (Intel SDM volume 3, 16.3.1.1).
+    pub const MCG_CAP_VALUE: u64 = 0x100_010a;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const MTRR_PHYS_BASE0: u32 = 0x200;
     pub const MTRR_PHYS_MASK0: u32 = 0x201;
+    pub const MTRR_PHYS_MASK7: u32 = 0x20f;
     pub const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
     pub const PAT: u32 = 0x277;
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -123,6 +127,8 @@ pub struct PendingEvents {
     pub exception_payload: Option<u64>,
     /// An external interrupt being delivered: vector, and whether software raised it.
     pub interrupt: Option<(u8, bool)>,
+    /// An external interrupt waits at controllers that are not the engine's.
+    pub interrupt_waits: bool,
     /// The interrupt shadow of STI or MOV SS.
     pub shadow: bool,
     /// An NMI is being delivered.
@@ -299,6 +305,11 @@ impl CpuState {
             state.set_msr(index, 0);
         }
         state.set_msr(msr::KVM_POLL_CONTROL, 1);
+        // All errors of all banks are reported.
+        state.set_msr(msr::MCG_CTL, u64::MAX);
+        for bank in 0..msr::MCG_CAP_VALUE as u32 & 0xff {
+            state.set_msr(msr::MC0_CTL + 4 * bank, u64::MAX);
+        }
         for index in msr::MTRR_FIXED {
             state.set_msr(index, 0);
         }

@@ -77,7 +77,7 @@ impl Snapshot for GlobalState {
         let len = current.len().min(31);
         runstate[..len].copy_from_slice(&current.as_bytes()[..len]);
         let unused = Buffer::default();
-        GlobalStateWire { size: len as u32 + 1, runstate, has_vm_was_suspended: 0, vm_was_suspended: 0, unused }
+        GlobalStateWire { size: len as u32 + 1, runstate, has_vm_was_suspended: 1, vm_was_suspended: 0, unused }
     }
 
     fn validate(&self, wire: &GlobalStateWire) -> Result<(), LoadError> {

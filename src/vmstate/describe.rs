@@ -171,6 +171,13 @@ impl StructFields {
             None => value.describe(&name, &mut self.fields),
         }
     }
+
+    /// The next declared field, an array that QEMU describes element by element.
+    pub fn field_each<T: Wire>(&mut self, items: &[T]) {
+        let name = self.names[self.next];
+        self.next += 1;
+        describe_each(items, name, items.len(), &mut self.fields);
+    }
 }
 
 /// The description of a struct from its parts; used by the derive.
@@ -189,23 +196,32 @@ pub(crate) fn describe_one<T: Wire>(value: &T, name: &str, kind: &str) -> Value 
     let mut counted = Encoder::new();
     value.put(&mut counted);
     let mut field = json!({"name": name, "type": kind, "size": counted.len()});
-    if let Some(inner) = value.describe_inner() {
-        field["struct"] = inner;
+    match value.describe_inner() {
+        // What goes through a struct made for the occasion is described in the field itself.
+        Some(Value::Object(inner)) if kind == "tmp" => inner.into_iter().for_each(|(key, value)| field[key] = value),
+        Some(inner) => field["struct"] = inner,
+        None => {}
     }
     field
 }
 
-/// An array: one field with `array_len` if its elements are alike, else one an element, with `index` on all but the last.
+/// An array: one field with `array_len` if its elements are alike, else one an element.
 pub(crate) fn describe_elements<T: Wire>(items: &[T], name: &str, out: &mut Vec<Value>) {
-    let described = if T::uniform() { items.len().min(1) } else { items.len() };
-    for (i, item) in items[..described].iter().enumerate() {
+    if !T::uniform() {
+        return describe_each(items, name, items.len(), out);
+    }
+    describe_each(&items[..items.len().min(1)], name, 1, out);
+    if let Some(field) = out.last_mut().filter(|_| items.len() > 1) {
+        field["array_len"] = items.len().into();
+    }
+}
+
+/// The elements of an array of `count`, with `index` on all but the last.
+fn describe_each<T: Wire>(items: &[T], name: &str, count: usize, out: &mut Vec<Value>) {
+    for (i, item) in items.iter().enumerate() {
         let mut field = describe_one(item, name, T::KIND);
-        if items.len() - i > 1 {
-            if T::uniform() {
-                field["array_len"] = items.len().into();
-            } else {
-                field["index"] = i.into();
-            }
+        if count - i > 1 {
+            field["index"] = i.into();
         }
         out.push(field);
     }

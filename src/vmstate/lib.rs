@@ -77,8 +77,9 @@
 //! | field | `since = N` | absent (zero) in sections older than version N |
 //! | field | `count = EXPR, max = N` | of a `Vec`: how many elements there are, from fields before it; more than `max` is an error |
 //! | field | `when = EXPR` | of an `Option`: it is in the stream if EXPR over earlier fields and `version` holds |
+//! | field | `each` | of an array: QEMU tests whether it is there, and so describes its elements one by one |
 //! | field | `subsection` | of an `Option` of another `VmState`, whose name is `parent/...` |
-//! | field | `kind = "..."` | QEMU's type name where it is special (`"int32 le"`, `"pci config"`, `"uint8 equal"`) |
+//! | field | `kind = "..."` | QEMU's type name where it is special (`"int32 le"`, `"pci config"`, `"uint8 equal"`, `"tmp"`) |
 //!
 //! Field types: integers, `bool`, `[T; N]`, [`Buffer`], [`Unused`], [`Timer`], `Vec<T>` and other wire structs.
 

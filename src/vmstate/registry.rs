@@ -1,6 +1,6 @@
 //! All devices with state, in the order of their registration.
 
-use crate::{Decoder, Encoder, LoadError, VmState};
+use crate::{Decoder, Encoder, Layout, LoadError, VmState};
 use lockstep_util::{Result, err};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,6 +42,11 @@ pub trait SaveState: Send + Sync {
     /// The form of the state.
     fn info(&self) -> StateInfo;
 
+    /// The declared form, where there is a wire struct.
+    fn layout(&self) -> Option<Layout> {
+        None
+    }
+
     /// Whether there is anything to send now; a section that is not needed is left out.
     fn needed(&self) -> bool {
         true
@@ -80,6 +85,10 @@ pub trait Snapshot: Send + Sync + 'static {
 impl<T: Snapshot> SaveState for Arc<T> {
     fn info(&self) -> StateInfo {
         StateInfo { name: T::Wire::NAME, version: T::Wire::VERSION, minimum: T::Wire::MINIMUM }
+    }
+
+    fn layout(&self) -> Option<Layout> {
+        Some(T::Wire::layout())
     }
 
     fn needed(&self) -> bool {
@@ -146,6 +155,18 @@ impl StateRegistry {
     /// Adds a section with a given instance number (vCPUs, APICs: theirs is the CPU's number). Returns its id.
     pub fn register_instance(&self, name: &str, instance: u32, state: impl SaveState + 'static) -> u32 {
         self.add(name, Some(instance), Some(Arc::new(state)))
+    }
+
+    /// Adds a section behind the one of the given name and instance, or as the last if there is none. Returns its id.
+    pub fn register_after(&self, place: (&str, u32), name: &str, state: impl SaveState + 'static) -> u32 {
+        let id = self.register(name, state);
+        let mut list = self.lock();
+        if let Some(at) = list.entries.iter().position(|e| *e.name == *place.0 && e.instance == place.1)
+            && let Some(entry) = list.entries.pop()
+        {
+            list.entries.insert(at + 1, entry);
+        }
+        id
     }
 
     /// Takes an id and an instance number for a section that is sent by other means (`ram`). Returns its id.

@@ -7,15 +7,15 @@ mod irqchip;
 mod kvmclock;
 mod slots;
 mod vcpu;
-pub use kvmclock::KvmClock;
+pub use kvmclock::{KvmClock, NoKvmClock};
 
-use std::sync::Arc;
+use std::{os::fd::AsRawFd, sync::Arc};
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_cpuid_entry2, kvm_irq_routing_entry,
     kvm_pit_config,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use lockstep_event::Clocks;
 use lockstep_hw::timer::pit::PitState;
 use lockstep_memory::{AddressSpace, RamList};
@@ -77,6 +77,7 @@ impl KvmMachine {
             kvm.get_msr_index_list().map_err(|e| kvm_error("KVM_GET_MSR_INDEX_LIST", e))?.as_slice().to_vec();
         // kvm-pvm has it but does not list it; elsewhere reading it fails and it is left out.
         msr_indices.push(msr::PVM_VCPU_STRUCT);
+        msr_indices.extend(msr::MC0_CTL..msr::MC0_CTL + 4 * (msr::MCG_CAP_VALUE as u32 & 0xff));
         let vm = Arc::new(vm);
         let slots = Arc::new(Slots::new(vm.clone(), kvm.get_nr_memslots()));
         let this = Self {
@@ -126,8 +127,22 @@ impl KvmMachine {
             .map_err(|e| kvm_error(&format!("kvm_init_vcpu: kvm_get_vcpu failed ({index})"), e))?;
         let list = kvm_bindings::CpuId::from_entries(cpuid).map_err(|e| err!("too many CPUID leaves: {e:?}"))?;
         fd.set_cpuid2(&list).map_err(|e| kvm_error("kvm_arch_init_vcpu: KVM_SET_CPUID2", e))?;
-        let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
-        Ok(Box::new(KvmVcpu::new(fd, index, signature, self.msr_indices.clone(), memory.clone(), ports.clone())?))
+        self.set_up_machine_checks(&fd);
+        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, self.msr_indices.clone(), memory.clone(), ports.clone())?))
+    }
+
+    /// Gives a vCPU the banks of machine checks that all have. A host without them has none to report.
+    fn set_up_machine_checks(&self, fd: &VcpuFd) {
+        const GET_SUPPORTED: libc::c_ulong = 0x8008_ae9d; // KVM_X86_GET_MCE_CAP_SUPPORTED
+        const SET_UP: libc::c_ulong = 0x4008_ae9c; // KVM_X86_SETUP_MCE
+        let mut supported = 0u64;
+        // SAFETY: the request writes 8 bytes at its argument, which is a live u64.
+        let known = unsafe { libc::ioctl(self.kvm.as_raw_fd(), GET_SUPPORTED, &raw mut supported) } >= 0;
+        let wanted = msr::MCG_CAP_VALUE & (supported | 0xff);
+        // SAFETY: the request reads 8 bytes at its argument, which is a live u64.
+        if !known || unsafe { libc::ioctl(fd.as_raw_fd(), SET_UP, &raw const wanted) } < 0 {
+            tracing::debug!("the host has no machine checks for guests");
+        }
     }
 
     fn read_clock(&self) -> Result<u64> {

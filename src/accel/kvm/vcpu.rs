@@ -9,9 +9,9 @@ use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
     KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_RESET, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_debugregs,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs,
-    kvm_xsave,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_cpuid_entry2,
+    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
+    kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use lockstep_memory::AddressSpace;
@@ -30,6 +30,8 @@ pub struct KvmVcpu {
     id: u32,
     /// EAX of CPUID leaf 1, which EDX holds after a reset.
     signature: u32,
+    /// How wide a physical address is.
+    address_bits: u32,
     msr_indices: Arc<Vec<u32>>,
     memory: AddressSpace,
     ports: AddressSpace,
@@ -42,13 +44,17 @@ impl KvmVcpu {
     pub(super) fn new(
         fd: VcpuFd,
         id: u32,
-        signature: u32,
+        cpuid: &[kvm_cpuid_entry2],
         msr_indices: Arc<Vec<u32>>,
         memory: AddressSpace,
         ports: AddressSpace,
     ) -> Result<Self> {
         let exit_wanted = Arc::new(AtomicBool::new(false));
-        let mut cpu = Self { fd, id, signature, msr_indices, memory, ports, exit_wanted, io_pending: false };
+        let eax = |function| cpuid.iter().find(|e| e.function == function).map(|e| e.eax);
+        let signature = eax(1).unwrap_or(0);
+        let address_bits = eax(0x8000_0008).map_or(36, |e| e & 0xff).clamp(32, 52);
+        let mut cpu =
+            Self { fd, id, signature, address_bits, msr_indices, memory, ports, exit_wanted, io_pending: false };
         // Only MSRs that can be read are moved: some hosts list ones that they refuse.
         let readable = cpu.msr_indices.iter().copied().filter(|&i| cpu.read_msrs(&[i]).is_ok_and(|v| v.len() == 1));
         cpu.msr_indices = Arc::new(readable.collect());
@@ -299,6 +305,11 @@ impl Vcpu for KvmVcpu {
             .msrs
             .iter()
             .copied()
+            .map(|(i, v)| match i {
+                // QEMU fills up what is above the widest address.
+                msr::MTRR_PHYS_BASE0..=msr::MTRR_PHYS_MASK7 => (i, v & ((1 << self.address_bits) - 1)),
+                _ => (i, v),
+            })
             .filter(|&(i, _)| {
                 // The deadline is armed once the local APIC is there; these two went with the special registers.
                 !matches!(i, msr::TSC_DEADLINE | msr::EFER | msr::APIC_BASE) && self.msr_indices.contains(&i)
@@ -478,6 +489,7 @@ fn events_from_kvm(e: &kvm_vcpu_events) -> PendingEvents {
         exception_pending: e.exception.pending != 0,
         exception_payload: (e.exception_has_payload != 0).then_some(e.exception_payload),
         interrupt: (e.interrupt.injected != 0).then_some((e.interrupt.nr, e.interrupt.soft != 0)),
+        interrupt_waits: false,
         shadow: e.interrupt.shadow != 0,
         nmi_injected: e.nmi.injected != 0,
         nmi_pending: e.nmi.pending != 0,

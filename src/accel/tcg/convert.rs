@@ -71,7 +71,6 @@ pub(super) fn to_state(r: &Registers) -> CpuState {
             (_, true) => MpState::Halted,
             _ => MpState::Runnable,
         },
-        tsc_khz: super::TSC_KHZ,
         ..CpuState::default()
     };
     if let Some((vector, code, external)) = r.events.injected {

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use lockstep_cpu::{CpuLink, Platform, request};
@@ -25,41 +25,61 @@ pub(super) struct TcgPlatform {
     controllers: OnceLock<(Arc<LocalApic>, Arc<PicPair>)>,
     /// The last TSC deadline, in nanoseconds of the virtual clock.
     deadline: AtomicU64,
+    /// The CPU waited for a start-up message when it was saved last.
+    waits: Arc<AtomicBool>,
 }
 
 /// What the APIC tells the CPU.
-struct Requests(Arc<CpuLink>);
+struct Requests {
+    link: Arc<CpuLink>,
+    waits: Arc<AtomicBool>,
+}
 
 impl ApicCpu for Requests {
     fn interrupts_changed(&self) {
-        self.0.raise(request::INTERRUPT);
+        self.link.raise(request::INTERRUPT);
     }
     fn nmi(&self) {
-        self.0.raise(request::NMI);
+        self.link.raise(request::NMI);
     }
     /// There is no system management mode.
     fn smi(&self) {}
     fn init(&self) {
-        self.0.raise(request::INIT);
+        self.link.raise(request::INIT);
     }
     fn start_up(&self, vector: u8) {
-        self.0.raise_sipi(vector);
+        self.link.raise_sipi(vector);
+    }
+    fn waits_for_start_up(&self) -> bool {
+        self.waits.load(Ordering::SeqCst)
     }
 }
 
 impl TcgPlatform {
     pub fn new(is_bsp: bool, link: Arc<CpuLink>, clocks: Clocks) -> Arc<Self> {
-        Arc::new(Self { is_bsp, link, clocks, controllers: OnceLock::new(), deadline: AtomicU64::new(0) })
+        Arc::new(Self {
+            is_bsp,
+            link,
+            clocks,
+            controllers: OnceLock::new(),
+            deadline: AtomicU64::new(0),
+            waits: Arc::default(),
+        })
     }
 
     pub fn connect(&self, apic: &Arc<LocalApic>, pic: &Arc<PicPair>) {
-        apic.connect(Arc::new(Requests(self.link.clone())));
+        apic.connect(Arc::new(Requests { link: self.link.clone(), waits: self.waits.clone() }));
         let _ = self.controllers.set((apic.clone(), pic.clone()));
         self.link.raise(request::INTERRUPT | request::FLUSH);
     }
 
     fn apic(&self) -> Option<&Arc<LocalApic>> {
         self.controllers.get().map(|(apic, _)| apic)
+    }
+
+    /// Tells the APIC's section whether the CPU waits for a start-up message.
+    pub fn set_waiting(&self, waits: bool) {
+        self.waits.store(waits, Ordering::SeqCst);
     }
 
     /// Sets the deadline of a state that is loaded.

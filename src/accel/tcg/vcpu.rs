@@ -51,6 +51,7 @@ impl Vcpu for TcgVcpu {
         let base = self.platform.apic_base();
         state.cr8 = self.platform.task_priority().into();
         state.set_msr(msr::APIC_BASE, base);
+        state.events.interrupt_waits = self.platform.interrupt_pending();
         // The guest's counter and the virtual clock differ by an offset.
         let offset = self.cpu.tsc_offset();
         let deadline = self.platform.read_msr(msr::TSC_DEADLINE).unwrap_or(0);
@@ -58,6 +59,7 @@ impl Vcpu for TcgVcpu {
         if state.mp_state == MpState::InitReceived && base & 0x100 != 0 {
             state.mp_state = MpState::Runnable;
         }
+        self.platform.set_waiting(state.mp_state == MpState::InitReceived);
         Ok(state)
     }
 

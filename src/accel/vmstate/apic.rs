@@ -31,15 +31,15 @@ pub struct ApicWire {
     next_time: i64,
     timer_expiry: i64,
     #[vmstate(subsection)]
-    current_count: Option<CurrentCount>,
+    sipi: Option<Sipi>,
 }
 
-/// The timer's count when the state was taken, of our own pairs: QEMU's stream only has times of a clock that is the
-/// host's for an in-kernel APIC.
+/// A CPU that waits for a start-up message. The kernel says that in `mp_state`, so that this comes from QEMU and is not looked at.
 #[derive(Clone, Debug, Default, PartialEq, VmState)]
-#[vmstate(name = "apic/lockstep_current_count", version = 1)]
-pub struct CurrentCount {
-    current_count: u32,
+#[vmstate(name = "apic_sipi", version = 1)]
+pub struct Sipi {
+    sipi_vector: i32,
+    wait_for_sipi: i32,
 }
 
 /// Offsets in the register page (Intel SDM volume 3, table 11-1).
@@ -67,11 +67,29 @@ fn x2apic(state: &CpuState) -> bool {
     state.msr(msr::APIC_BASE) & 1 << 10 != 0
 }
 
+/// The timer's modes in its LVT entry (Intel SDM volume 3, figure 11-8), and the entry's mask.
+const MODE: u32 = 3 << 17;
+const ONE_SHOT: u32 = 0;
+const PERIODIC: u32 = 1 << 17;
+const MASKED: u32 = 1 << 16;
+
+/// The timer's divisor as a power of two, from its divide configuration register (figure 11-10). It counts nanoseconds.
+fn divisor_shift(divide: u32) -> u32 {
+    (divide & 3 | divide >> 1 & 4).wrapping_add(1) & 7
+}
+
 impl ApicWire {
-    pub(super) fn from_state(state: &CpuState) -> Self {
+    /// The wire form at `now`, in nanoseconds of the virtual clock.
+    pub(super) fn from_state(state: &CpuState, now: i64) -> Self {
         let apic = &state.apic;
-        let divide = apic.get(DIVIDE);
-        let count = apic.get(CURRENT_COUNT);
+        let (divide, lvt_timer) = (apic.get(DIVIDE), apic.get(LVT));
+        let shift = divisor_shift(divide);
+        // The stream does not have the count, but when it began.
+        let (initial, count) = (apic.get(INITIAL_COUNT), apic.get(CURRENT_COUNT));
+        let loaded_at = now.saturating_sub(i64::from(initial.saturating_sub(count)) << shift);
+        let next = loaded_at.saturating_add(i64::from(initial) + 1 << shift);
+        let counts = initial != 0 && lvt_timer & MASKED == 0;
+        let armed = counts && (lvt_timer & MODE == PERIODIC || lvt_timer & MODE == ONE_SHOT && count != 0);
         Self {
             apicbase: state.msr(msr::APIC_BASE) as u32,
             id: if x2apic(state) { apic.get(ID) } else { apic.get(ID) >> 24 } as u8,
@@ -87,16 +105,16 @@ impl ApicWire {
             esr: apic.get(ESR),
             icr: ICR.map(|at| apic.get(at)),
             divide_conf: divide,
-            count_shift: ((divide & 3 | (divide >> 1 & 4)).wrapping_add(1) & 7) as i32,
-            initial_count: apic.get(INITIAL_COUNT),
-            initial_count_load_time: 0,
-            next_time: 0,
-            timer_expiry: -1,
-            current_count: (count != 0).then_some(CurrentCount { current_count: count }),
+            count_shift: shift as i32,
+            initial_count: initial,
+            initial_count_load_time: loaded_at,
+            next_time: if armed { next } else { 0 },
+            timer_expiry: if armed { next } else { -1 },
+            sipi: None,
         }
     }
 
-    pub(super) fn apply(&self, state: &mut CpuState) {
+    pub(super) fn apply(&self, state: &mut CpuState, now: i64) {
         state.set_msr(msr::APIC_BASE, self.apicbase.into());
         let x2apic = x2apic(state);
         let apic = &mut state.apic;
@@ -122,7 +140,15 @@ impl ApicWire {
             apic.set(at, icr);
         }
         apic.set(DIVIDE, self.divide_conf);
-        apic.set(INITIAL_COUNT, self.initial_count);
-        apic.set(CURRENT_COUNT, self.current_count.as_ref().map_or(self.initial_count, |c| c.current_count));
+        let initial = i64::from(self.initial_count);
+        let elapsed = now.saturating_sub(self.initial_count_load_time).max(0) >> divisor_shift(self.divide_conf);
+        let count = match self.lvt[0] & MODE {
+            PERIODIC => initial - elapsed % (initial + 1),
+            _ => (initial - elapsed).max(0),
+        };
+        // A timer that has done its work would go off again when the kernel gets it.
+        let over = self.lvt[0] & MODE == ONE_SHOT && count == 0;
+        apic.set(INITIAL_COUNT, if over { 0 } else { self.initial_count });
+        apic.set(CURRENT_COUNT, count as u32);
     }
 }

@@ -14,10 +14,17 @@ struct SegmentWire {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, VmState)]
-#[vmstate(name = "fpreg", version = 1)]
+#[vmstate(name = "fpreg", version = 0)]
 struct X87Wire {
-    mantissa: u64,
-    exponent: u16,
+    #[vmstate(name = "tmp", kind = "tmp")]
+    value: Float80,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, VmState)]
+#[vmstate(name = "fpreg_tmp", version = 0)]
+struct Float80 {
+    tmp_mant: u64,
+    tmp_exp: u16,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, VmState)]
@@ -200,6 +207,8 @@ pub struct CpuWire {
     #[vmstate(subsection)]
     misc_enable: Option<MiscEnable>,
     #[vmstate(subsection)]
+    feature_control: Option<FeatureControl>,
+    #[vmstate(subsection)]
     avx512: Option<Avx512>,
     #[vmstate(subsection)]
     xss: Option<Xss>,
@@ -210,9 +219,9 @@ pub struct CpuWire {
     #[vmstate(subsection)]
     poll_control: Option<PollControl>,
     #[vmstate(subsection)]
-    pvm: Option<Pvm>,
+    smi_count: Option<SmiCount>,
     #[vmstate(subsection)]
-    blocking: Option<Blocking>,
+    pvm: Option<Pvm>,
 }
 
 macro_rules! msr_subsection {
@@ -236,11 +245,11 @@ msr_subsection!(MiscEnable, "cpu/msr_ia32_misc_enable", value: u64, "env.msr_ia3
 msr_subsection!(Xss, "cpu/xss", value: u64, "env.xss");
 msr_subsection!(TscKhz, "cpu/tsc_khz", value: i64, "env.tsc_khz");
 msr_subsection!(SpecCtrl, "cpu/spec_ctrl", value: u64, "env.spec_ctrl");
+msr_subsection!(FeatureControl, "cpu/msr_ia32_feature_control", value: u64, "env.msr_ia32_feature_control");
+msr_subsection!(SmiCount, "cpu/msr_smi_count", value: u64, "env.msr_smi_count");
 msr_subsection!(PollControl, "cpu/poll_control_msr", value: u64, "env.poll_control_msr");
 // Ours: QEMU cannot carry a guest that runs natively under kvm-pvm.
 msr_subsection!(Pvm, "cpu/lockstep_pvm", value: u64, "pvm_vcpu_struct");
-// Ours: QEMU keeps both in hflags, which it only uses when it saved them itself.
-msr_subsection!(Blocking, "cpu/lockstep_blocking", bits: u32, "blocking");
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, VmState)]
 #[vmstate(name = "cpu/exception_info", version = 1)]
@@ -306,8 +315,7 @@ impl CpuWire {
         let nonzero = |index| Some(m(index)).filter(|&v| v != 0);
         let f = &s.fpu;
         let e = &s.events;
-        let blocking =
-            u32::from(e.shadow) | u32::from(e.nmi_masked) << 1 | u32::from(e.smm) << 2 | u32::from(e.smi_pending) << 3;
+        let st = |i: usize| f.st[if in_stack_order(s.tsc_khz) { i } else { i.wrapping_sub(top(f.fsw)) & 7 }];
         Self {
             regs: s.regs,
             eip: s.rip,
@@ -317,7 +325,11 @@ impl CpuWire {
             fpus: f.fsw,
             fptag: f.ftw.into(),
             fpregs_format: 0,
-            fpregs: f.st.map(|st| X87Wire { mantissa: u64_at(&st, 0), exponent: u16::from_le_bytes([st[8], st[9]]) }),
+            fpregs: std::array::from_fn(|i| {
+                let st = st(i);
+                let value = Float80 { tmp_mant: u64_at(&st, 0), tmp_exp: u16::from_le_bytes([st[8], st[9]]) };
+                X87Wire { value }
+            }),
             segs: std::array::from_fn(|i| (&s.segs[i]).into()),
             ldt: (&s.ldt).into(),
             tr: (&s.tr).into(),
@@ -342,8 +354,7 @@ impl CpuWire {
             kernelgsbase: m(msr::KERNEL_GS_BASE),
             smbase: if m(msr::SMBASE) == 0 { 0x3_0000 } else { m(msr::SMBASE) as u32 },
             pat: m(msr::PAT),
-            // The global interrupt flag of SVM, which is set outside of nested guests.
-            hflags2: 1,
+            hflags2: HFLAGS2_GIF | if e.nmi_masked { HFLAGS2_NMI } else { 0 },
             vm_hsave: m(msr::VM_HSAVE_PA),
             vm_vmcb: 0,
             tsc_offset: 0,
@@ -375,7 +386,7 @@ impl CpuWire {
             nmi_pending: e.nmi_pending.into(),
             has_error_code: e.exception.is_some_and(|(_, code)| code.is_some()).into(),
             sipi_vector: e.sipi_vector,
-            mcg_cap: m(msr::MCG_CAP),
+            mcg_cap: msr::MCG_CAP_VALUE,
             mcg_status: m(msr::MCG_STATUS),
             mcg_ctl: m(msr::MCG_CTL),
             mce_banks: std::array::from_fn(|i| m(msr::MC0_CTL + i as u32)),
@@ -403,6 +414,7 @@ impl CpuWire {
             tsc_adjust: nonzero(msr::TSC_ADJUST).map(|value| TscAdjust { value }),
             tsc_deadline: nonzero(msr::TSC_DEADLINE).map(|value| TscDeadline { value }),
             misc_enable: Some(m(msr::MISC_ENABLE)).filter(|&v| v != 1).map(|value| MiscEnable { value }),
+            feature_control: nonzero(msr::FEATURE_CONTROL).map(|value| FeatureControl { value }),
             avx512: f.avx512.as_ref().map(|area| Avx512 {
                 opmask: std::array::from_fn(|i| u64_at(&area[..], 8 * i)),
                 zmm_high: std::array::from_fn(|r| std::array::from_fn(|q| u64_at(&area[..], 64 + 32 * r + 8 * q))),
@@ -416,9 +428,9 @@ impl CpuWire {
                 .iter()
                 .find(|&&(i, v)| i == msr::KVM_POLL_CONTROL && v != 1)
                 .map(|&(_, value)| PollControl { value }),
+            smi_count: nonzero(msr::SMI_COUNT).map(|value| SmiCount { value }),
             // Bits 10 and 11 show in any guest; one that has not registered can go where kvm-pvm is not known.
             pvm: nonzero(msr::PVM_VCPU_STRUCT).filter(|value| value & !0xc00 != 0).map(|value| Pvm { value }),
-            blocking: (blocking != 0).then_some(Blocking { bits: blocking }),
         }
     }
 
@@ -452,9 +464,9 @@ impl CpuWire {
         Ok(())
     }
 
-    /// The state, with the APIC of `base` kept.
-    pub(super) fn into_state(self, base: CpuState) -> CpuState {
-        let blocking = self.blocking.map_or(0, |b| b.bits);
+    /// The state, with the APIC of `base` kept; `waiting` is what [`CpuCommonWire`](super::CpuCommonWire) says.
+    pub(super) fn into_state(self, base: CpuState, waiting: &super::CpuCommonWire) -> CpuState {
+        let requested = |bit: u32| waiting.interrupt_request & bit != 0;
         let mut fpu = FpuState {
             fcw: self.fpuc,
             fsw: self.fpus,
@@ -466,9 +478,12 @@ impl CpuWire {
         if let Some(last) = self.fpop_ip_dp {
             (fpu.fop, fpu.fip, fpu.fdp) = (last.fpop, last.fpip, last.fpdp);
         }
-        for (to, from) in fpu.st.iter_mut().zip(&self.fpregs) {
-            to[..8].copy_from_slice(&from.mantissa.to_le_bytes());
-            to[8..].copy_from_slice(&from.exponent.to_le_bytes());
+        let tsc_khz = self.tsc_khz.map_or(0, |t| t.value as u32);
+        let first = if in_stack_order(tsc_khz) { 0 } else { top(self.fpus) };
+        for (i, to) in fpu.st.iter_mut().enumerate() {
+            let from = &self.fpregs[(first + i) & 7].value;
+            to[..8].copy_from_slice(&from.tmp_mant.to_le_bytes());
+            to[8..].copy_from_slice(&from.tmp_exp.to_le_bytes());
         }
         for (to, (low, high)) in fpu.ymm.iter_mut().zip(self.xmm.iter().zip(&self.ymmh)) {
             for (part, value) in to.chunks_exact_mut(8).zip([low.q0, low.q1, high.q2, high.q3]) {
@@ -507,23 +522,26 @@ impl CpuWire {
                 exception_pending: self.exception_info.is_some_and(|i| i.pending != 0),
                 exception_payload: self.exception_info.filter(|i| i.has_payload != 0).map(|i| i.payload),
                 interrupt: u8::try_from(self.interrupt_injected).ok().map(|v| (v, self.soft_interrupt != 0)),
-                shadow: blocking & 1 != 0,
+                interrupt_waits: false,
+                shadow: self.hflags & HFLAGS_SHADOW != 0,
                 nmi_injected: self.nmi_injected != 0,
-                nmi_pending: self.nmi_pending != 0,
-                nmi_masked: blocking & 2 != 0,
+                nmi_pending: self.nmi_pending != 0 || requested(super::REQUEST_NMI),
+                nmi_masked: self.hflags2 & HFLAGS2_NMI != 0,
                 sipi_vector: self.sipi_vector,
-                smm: blocking & 4 != 0,
-                smi_pending: blocking & 8 != 0,
+                smm: self.hflags & HFLAGS_SMM != 0,
+                smi_pending: requested(super::REQUEST_SMI),
             },
             mp_state: match self.mp_state {
                 1 => MpState::Uninitialized,
                 2 => MpState::InitReceived,
                 3 => MpState::Halted,
                 4 => MpState::SipiReceived,
+                // A software CPU says it elsewhere.
+                _ if waiting.halted != 0 => MpState::Halted,
                 _ => MpState::Runnable,
             },
             apic: base.apic,
-            tsc_khz: self.tsc_khz.map_or(0, |t| t.value as u32),
+            tsc_khz,
         };
         let msrs = &mut state.msrs;
         msrs.extend([
@@ -542,6 +560,8 @@ impl CpuWire {
             (msr::MTRR_DEF_TYPE, self.mtrr_deftype),
             (msr::TSC, self.tsc),
             (msr::TSC_AUX, self.tsc_aux),
+            (msr::SMI_COUNT, self.smi_count.map_or(0, |v| v.value)),
+            (msr::FEATURE_CONTROL, self.feature_control.map_or(0, |v| v.value)),
             (msr::MCG_STATUS, self.mcg_status),
             (msr::MCG_CTL, self.mcg_ctl),
             (msr::KVM_SYSTEM_TIME, self.system_time_msr),
@@ -568,7 +588,26 @@ impl CpuWire {
     }
 }
 
-/// QEMU's summary of the mode, which it saves although it can be derived. Bit numbers are of its stream.
+/// Summary bits that the registers do not imply: the shadow of STI and MOV SS, system management mode.
+const HFLAGS_SHADOW: u32 = 1 << 3;
+const HFLAGS_SMM: u32 = 1 << 19;
+/// The global interrupt flag and its virtual twin of SVM, which are set outside of nested guests; NMIs are blocked.
+const HFLAGS2_GIF: u32 = 0x101;
+const HFLAGS2_NMI: u32 = 1 << 2;
+
+/// The x87 register that is ST(0).
+fn top(status: u16) -> usize {
+    usize::from(status >> 11 & 7)
+}
+
+/// Whether x87 registers are in the order of the stack, as QEMU has them with KVM, or as they are numbered, as on its software CPU.
+/// Only the former knows a frequency of the time-stamp counter.
+fn in_stack_order(tsc_khz: u32) -> bool {
+    tsc_khz != 0
+}
+
+/// QEMU's summary of the mode, which it saves although most of it can be derived; its software CPU takes it as it is. Bit numbers are
+/// of its stream.
 fn hflags(s: &CpuState) -> u32 {
     const PE: u32 = 7;
     const MP: u32 = 9;
@@ -576,17 +615,25 @@ fn hflags(s: &CpuState) -> u32 {
     const TS: u32 = 11;
     const LMA: u32 = 14;
     const CS64: u32 = 15;
+    const SVME: u32 = 20;
     const OSFXSR: u32 = 22;
+    const SMAP: u32 = 23;
+    const UMIP: u32 = 27;
+    const AVX: u32 = 28;
     let (cs, ss) = (&s.segs[seg::CS], &s.segs[seg::SS]);
-    let lma = s.msr(msr::EFER) >> 10 & 1 != 0;
+    let efer = s.msr(msr::EFER);
+    let lma = efer >> 10 & 1 != 0;
     let vm86 = s.rflags >> 17 & 1 != 0;
-    let mut flags = (ss.flags >> 13 & 3) | (s.cr0 as u32 & 1) << PE | s.rflags as u32 & (1 << 8 | 3 << 12 | 1 << 17);
-    for (bit, to) in [(1, MP), (2, EM), (3, TS)] {
+    let avx = s.cr4 >> 18 & 1 != 0 && s.xcr0 & 6 == 6;
+    let mut flags = (ss.flags >> 13 & 3) | u32::from(avx) << AVX | (efer >> 12 & 1) as u32 * (1 << SVME);
+    for (bit, to) in [(0, PE), (1, MP), (2, EM), (3, TS)] {
         flags |= (s.cr0 as u32 >> bit & 1) << to;
     }
-    flags |= (s.cr4 as u32 >> 9 & 1) << OSFXSR;
-    if lma {
-        flags |= 1 << LMA;
+    for (bit, to) in [(9, OSFXSR), (21, SMAP), (11, UMIP)] {
+        flags |= (s.cr4 as u32 >> bit & 1) << to;
+    }
+    for (is, bit) in [(s.events.shadow, HFLAGS_SHADOW), (s.events.smm, HFLAGS_SMM), (lma, 1 << LMA)] {
+        flags |= if is { bit } else { 0 };
     }
     if lma && cs.flags >> 21 & 1 != 0 {
         return flags | 1 << 4 | 1 << 5 | 1 << CS64;

@@ -484,8 +484,7 @@ impl FdcRegs {
                 lock: self.lock,
                 pwrd: self.power_down,
                 num_floppies: DRIVES as u8,
-                drive0: drive(&self.drives[0]),
-                drive1: drive(&self.drives[1]),
+                drives: [drive(&self.drives[0]), drive(&self.drives[1])],
                 reset_sensei: (self.reset_senses != 0).then_some(ResetSenseState { reset_sensei: self.reset_senses }),
                 result_timer: timer.map(|at| ResultTimerState { result_timer: lockstep_vmstate::Timer(Some(at)) }),
                 phase: None,
@@ -526,7 +525,7 @@ impl FdcRegs {
             lock: s.lock & 1,
             power_down: s.pwrd,
             reset_senses: s.reset_sensei.as_ref().map_or(0, |r| r.reset_sensei),
-            drives: [drive(&s.drive0), drive(&s.drive1)],
+            drives: [drive(&s.drives[0]), drive(&s.drives[1])],
         };
         if self.phase != Phase::Searching && self.position >= self.length {
             // Nothing is left of what went on.

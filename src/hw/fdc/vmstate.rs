@@ -35,10 +35,7 @@ pub struct FdcPart {
     pub pwrd: u8,
     #[vmstate(kind = "uint8 equal")]
     pub num_floppies: u8,
-    #[vmstate(name = "drives")]
-    pub drive0: DriveState,
-    #[vmstate(name = "drives")]
-    pub drive1: DriveState,
+    pub drives: [DriveState; 2],
     #[vmstate(subsection)]
     pub reset_sensei: Option<ResetSenseState>,
     #[vmstate(subsection)]

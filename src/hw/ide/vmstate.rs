@@ -138,7 +138,9 @@ pub struct TrayState {
 #[derive(Clone, Debug, PartialEq, VmState)]
 #[vmstate(name = "ide_drive/atapi/gesn_state", version = 1)]
 pub struct EventState {
+    #[vmstate(name = "events.new_media")]
     pub new_media: bool,
+    #[vmstate(name = "events.eject_request")]
     pub eject_request: bool,
 }
 

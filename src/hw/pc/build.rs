@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::{BootEntry, DiskCmos, IsaBus, PcConfig, boot, cmos, firmware, kernel, parts, smbios, types};
 use crate::{
     acpi::{
-        pm::{I2cBus, Piix4Pm, PmConfig},
+        pm::{Eeprom, I2cBus, Piix4Pm, PmConfig},
         tables::{AcpiConfig, AcpiTables, Ports},
     },
     chipset::{
@@ -131,10 +131,15 @@ impl PcMachine {
     pub fn build(config: PcConfig, board: &Board, hooks: &mut dyn PcHooks) -> Result<Self> {
         let root = board.tree.root();
         let vapic = Arc::new(crate::irqchip::vapic::Vapic::default());
-        board.states.register("kvm-tpr-opt", vapic.clone());
+        // It comes with the first CPU's local APIC.
+        board.states.register_after(("cpu", 0), "kvm-tpr-opt", vapic.clone());
         let unattached = || QomParent::Unattached;
         let device = parts::BoardDevice::new(move |_| vapic.reset());
+        // The engine's devices have their places: the first CPU, the other CPUs, KVM's clock.
+        board.tree.next_unattached();
         parts::plug(board, &types::VAPIC, &root, unattached(), Arc::new(device), Default::default());
+        let clocks = usize::from(hooks.kernel_irqchip().is_some());
+        (1..config.cpus.len() + clocks).for_each(|_| drop(board.tree.next_unattached()));
 
         // Controllers first: all lines lead there. Their sections come later.
         let controllers = match hooks.kernel_irqchip() {
@@ -147,7 +152,9 @@ impl PcMachine {
                 apics.connect(&ioapic, &pic);
                 for (n, cpu) in config.cpus.iter().enumerate() {
                     let Some(apic) = apics.apic(n).cloned() else { continue };
-                    board.states.register_instance("apic", cpu.index, apic.clone());
+                    // A CPU's sections stand together.
+                    let before = if n == 0 { ("kvm-tpr-opt", 0) } else { ("cpu", cpu.index) };
+                    board.states.register_after(before, "apic", apic.clone());
                     board.resets.register(ResetPhase::Devices, move |_| apic.reset());
                 }
                 let router = GsiRouter::new(pic.clone(), ioapic.clone());
@@ -263,8 +270,8 @@ impl PcMachine {
         hooks.make_devices(Stage::SuperIo, &machine)?;
         machine.add_floppy()?;
         machine.add_input(hooks)?;
-        if machine.pm.is_some() {
-            machine.add_eeproms(&i2c)?;
+        if let Some(pm) = &machine.pm {
+            machine.add_eeproms(&i2c, pm)?;
         }
         add_dummy_ports(board);
         cmos::fill(&machine.rtc, &machine.config)?;
@@ -457,12 +464,13 @@ impl PcMachine {
         Ok(())
     }
 
-    fn add_eeproms(&self, i2c: &Arc<BusNode>) -> Result<()> {
+    fn add_eeproms(&self, i2c: &Arc<BusNode>, pm: &Arc<Piix4Pm>) -> Result<()> {
         for n in 0..EEPROMS {
             let settled = [("address", (0x50 + n).to_string())];
             let properties = parts::properties(&self.board, &types::SMBUS_EEPROM, &settled)?;
             let device = Arc::new(parts::BoardDevice::new(|_| ()));
             parts::plug(&self.board, &types::SMBUS_EEPROM, i2c, QomParent::Unattached, device, properties);
+            self.board.states.register("smbus-eeprom", Eeprom::new(pm, n));
         }
         Ok(())
     }

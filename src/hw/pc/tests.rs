@@ -2,9 +2,10 @@
 
 use lockstep_event::{Clock, Clocks};
 use lockstep_util::size::{GIB, MIB};
+use lockstep_vmstate::{Snapshot, vmstate_roundtrip};
 
 use super::*;
-use crate::{core::Board, rtc::RtcConfig};
+use crate::{core::Board, pci::PciDevice, rtc::RtcConfig};
 
 struct Bare;
 
@@ -103,7 +104,9 @@ fn memory_beyond_the_hole_is_above_4_gib() {
 #[test]
 fn sections_come_in_qemus_order() {
     let m = machine();
-    let names: Vec<_> = m.board.states.entries().iter().map(|e| format!("{}/{}", e.name, e.instance)).collect();
+    let sent = |e: &lockstep_vmstate::Entry| e.state.as_ref().is_some_and(|s| s.needed());
+    let entries = m.board.states.entries();
+    let names: Vec<_> = entries.iter().filter(|e| sent(e)).map(|e| format!("{}/{}", e.name, e.instance)).collect();
     let wanted = [
         "kvm-tpr-opt/0",
         "apic/0",
@@ -182,3 +185,62 @@ fn the_machine_says_of_itself_what_the_documented_one_does() {
     let wanted = [1, 3, 0xfe, 2, 0xb1, 0x0f, 6, 0, 0xfd, 0xfb, 0x8b, 7, 3, 0, 0, 0, 0xd0, 7, 0xd0, 7, 0x41, 1];
     assert_eq!(tables[cpu + 4..cpu + 26], wanted);
 }
+
+/// Also of the fields and subsections that a machine seldom sends. Needs an installed QEMU.
+#[test]
+fn the_declared_layouts_are_those_of_the_installed_qemu() {
+    let folder = tempfile::tempdir().unwrap();
+    let dump = folder.path().join("dump.json");
+    let mut qemu = std::process::Command::new("qemu-system-x86_64");
+    let done = qemu.args(["-M", "pc-i440fx-10.0", "-dump-vmstate"]).arg(&dump).output();
+    let Some(text) = done.ok().and_then(|_| std::fs::read(&dump).ok()) else {
+        eprintln!("skipped: no QEMU is installed");
+        return;
+    };
+    let dump: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let m = machine();
+    static TYPES: [&[&crate::core::DeviceType]; 3] = [crate::char::TYPES, crate::display::TYPES, crate::usb::TYPES];
+    let types = crate::core::TypeTable(&TYPES);
+    for name in ["piix3-usb-uhci", "usb-tablet", "usb-kbd", "VGA", "isa-serial"] {
+        let kind = types.find(name).unwrap();
+        crate::core::create_device(&m.board, kind, None, None, &[], crate::core::QomParent::User).unwrap();
+    }
+    let mut unknown = vec![];
+    let mut wrong = vec![];
+    for entry in m.board.states.entries() {
+        let Some(layout) = entry.state.and_then(|s| s.layout()) else { continue };
+        let of_name = |d: &&serde_json::Value| d["Description"]["name"] == layout.name;
+        match dump.as_object().unwrap().values().find(of_name) {
+            Some(device) => wrong.extend(layout.differences(&device["Description"])),
+            None => unknown.push(layout.name),
+        }
+    }
+    // Streams of versions before any machine type that there is here are not read.
+    wrong.retain(|w| !w.contains(": since ") && !w.contains(": minimum_version_id "));
+    // Arrays whose length QEMU keeps beside them, one that is empty, and a field in two forms for two versions.
+    let of_variable_length =
+        ["fdc.fifo: 512", "Fifo8.data: 16", "memory hotplug state: field devs", "fw_cfg: field cur_offset"];
+    wrong.retain(|w| !of_variable_length.iter().any(|known| w.starts_with(known)));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // What QEMU does not list there: no devices, or devices with a list of their own.
+    unknown.dedup();
+    assert_eq!(unknown, ["apic", "PCIBUS", "i2c_bus"]);
+}
+
+vmstate_roundtrip!(
+    a_memory_of_the_smbus_survives_the_wire,
+    || {
+        let m = machine();
+        let pm = m.pm.unwrap();
+        // Byte 10h of the second memory: write 5Ah by way of the host controller.
+        let ports = &m.board.port_space;
+        pm.config_write(0xd2, 0x09, 1);
+        for (register, value) in [(4, 0xa2), (3, 0x10), (5, 0x5a), (2, 0x48)] {
+            ports.write_u8(0xb100 + register, value);
+        }
+        let section = crate::acpi::pm::Eeprom::new(&pm, 1);
+        assert!(section.is_needed(), "it was used");
+        section
+    },
+    || crate::acpi::pm::Eeprom::new(&machine().pm.unwrap(), 1)
+);

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use lockstep_accel::{
     Vcpu, VcpuEvent, VcpuSet,
     cpu_model::CpuModel,
-    kvm::{KvmClock, KvmMachine},
+    kvm::{KvmClock, KvmMachine, NoKvmClock},
     tcg::{TcgMachine, kvm_cpuid_entry2},
     vmstate,
 };
@@ -84,6 +84,7 @@ fn create_tcg(vm: &Rc<Vm>, tcg: &Arc<TcgMachine>, model: &CpuModel) -> Result<Cp
         cpus.push(tcg.create_vcpu(index, &cpuid, vm.options.smp.cpus as usize)?);
     }
     let set = start(vm, cpus)?;
+    vm.board.states.register("kvmclock", Arc::new(NoKvmClock));
     vm.set_vcpus(set);
     Ok(facts)
 }
@@ -106,7 +107,7 @@ fn start(vm: &Rc<Vm>, cpus: Vec<Box<dyn Vcpu>>) -> Result<VcpuSet> {
             Accelerator::Tcg(_) => vmstate::register_without_apic,
             _ => vmstate::register,
         };
-        register(&vm.board.states, index as u32, cpu.clone(), |e| {
+        register(&vm.board.states, index as u32, cpu.clone(), &vm.clocks, |e| {
             // What can be wrong was looked for before: this host's CPU is not the sender's.
             report::error(format_args!("the vCPU's state cannot be loaded: {e}"));
         });

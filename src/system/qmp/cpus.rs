@@ -62,6 +62,11 @@ pub(super) fn place(smp: &Smp, index: u32) -> CpuInstanceProperties {
     }
 }
 
+/// Where a vCPU is in the tree of objects. Behind the first there is what comes with its local APIC (`kvmvapic`).
+pub(super) fn qom_path(index: u32) -> String {
+    format!("/machine/unattached/device[{}]", if index == 0 { 0 } else { index + 1 })
+}
+
 /// The places for vCPUs, the last first.
 pub fn places(vm: &Vm) -> Vec<HotpluggableCPU> {
     let smp = vm.options.smp;
@@ -69,7 +74,7 @@ pub fn places(vm: &Vm) -> Vec<HotpluggableCPU> {
         type_: format!("{}-x86_64-cpu", vm.cpu_model_name()),
         vcpus_count: 1,
         props: place(&smp, index),
-        qom_path: (index < smp.cpus).then(|| format!("/machine/unattached/device[{index}]")),
+        qom_path: (index < smp.cpus).then(|| qom_path(index)),
     };
     (0..smp.max_cpus).rev().map(info).collect()
 }

@@ -37,7 +37,7 @@ pub fn register(registry: &mut Registry<Ctx>) {
         let smp = vm.options.smp;
         let info = |index: usize| CpuInfoFast {
             cpu_index: index as i64,
-            qom_path: format!("/machine/unattached/device[{index}]"),
+            qom_path: cpus::qom_path(index as u32),
             thread_id: vcpus.thread_id(index).into(),
             props: Some(cpus::place(&smp, index as u32)),
             branch: CpuInfoFastBranch::X8664,

@@ -14,7 +14,8 @@ use lockstep_util::{Result, bail, err, report};
 
 use crate::{
     cmdline::{CommandLine, Occurrence},
-    drive::Media,
+    drive::{Interface, Media},
+    machine_options::MachineKind,
     objects, qtest,
     vm::Vm,
 };
@@ -145,7 +146,22 @@ pub(super) async fn disks(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         };
         made.map_err(|e| o.locate(e))?;
     }
+    if default_cdrom(vm, line) {
+        vm.drives.add_file(&vm.graph, "", 2, Media::Cdrom).await?;
+    }
     Ok(())
+}
+
+/// Whether the machine gets an empty CD-ROM drive that nobody asked for: unless its place is taken, or a user makes IDE drives.
+fn default_cdrom(vm: &Vm, line: &CommandLine) -> bool {
+    let made = |o: &Occurrence| {
+        let driver = o.value.split(',').next().unwrap_or_default();
+        matches!(driver.strip_prefix("driver=").unwrap_or(driver), "ide-cd" | "ide-hd")
+    };
+    vm.options.machine.kind == MachineKind::Pc
+        && !line.has("nodefaults")
+        && !line.all("device").any(made)
+        && vm.drives.find(Interface::Ide, 1, 0).is_none()
 }
 
 /// `-display`, `-net none`, `-nic none`: what is asked for is what there is.

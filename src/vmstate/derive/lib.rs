@@ -47,6 +47,7 @@ struct WireField<'a> {
     max: Option<Expr>,
     when: Option<Expr>,
     subsection: bool,
+    each: bool,
 }
 
 impl<'a> WireField<'a> {
@@ -62,6 +63,7 @@ impl<'a> WireField<'a> {
             max: None,
             when: None,
             subsection: false,
+            each: false,
         };
         for attribute in field.attrs.iter().filter(|a| a.path().is_ident("vmstate")) {
             attribute.parse_nested_meta(|meta| {
@@ -73,7 +75,8 @@ impl<'a> WireField<'a> {
                     "max" => out.max = Some(meta.value()?.parse()?),
                     "when" => out.when = Some(meta.value()?.parse()?),
                     "subsection" => out.subsection = true,
-                    _ => return Err(meta.error("expected name, kind, since, count, max, when or subsection")),
+                    "each" => out.each = true,
+                    _ => return Err(meta.error("expected name, kind, since, count, max, when, each or subsection")),
                 }
                 Ok(())
             })?;
@@ -151,13 +154,14 @@ impl<'a> WireField<'a> {
         };
         match self.when {
             Some(_) => quote!(fields.field(self.#id.as_ref(), #kind);),
+            None if self.each => quote!(fields.field_each(&self.#id[..]);),
             None => quote!(fields.field(Some(&self.#id), #kind);),
         }
     }
 
     fn layout(&self) -> TokenStream {
         let (name, since, ty) = (self.wire_name(), self.since, self.value_type());
-        let conditional = self.when.is_some();
+        let conditional = self.when.is_some() || self.each;
         let opaque = self.kind.is_some();
         quote! {{
             let mut shape = <#ty as lockstep_vmstate::Wire>::shape();

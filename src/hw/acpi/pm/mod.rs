@@ -1,6 +1,7 @@
 //! The power management function of the PIIX4 (Intel 290562-001): ACPI registers, SMBus, APM ports; and the general-purpose event
 //! block and PCI hot-plug registers that QEMU's machine adds.
 
+mod eeprom;
 mod hotplug;
 mod regs;
 mod smbus;
@@ -17,6 +18,7 @@ use lockstep_util::Result;
 use lockstep_vmstate::{LoadError, Snapshot, VmState};
 use parking_lot::Mutex;
 
+pub use eeprom::Eeprom;
 pub use regs::{PM_TIMER_HZ, PmRegs, Sleep};
 pub use vmstate::PmState;
 
@@ -113,7 +115,7 @@ impl Piix4Pm {
                 function,
                 config,
                 state: Mutex::new(State {
-                    pm: PmRegs::new(config.s4_value),
+                    pm: PmRegs::new(config.s4_value, !config.smm),
                     smbus: Smbus::default(),
                     hotplug: Hotplug::default(),
                 }),
@@ -288,6 +290,7 @@ impl Device for Piix4Pm {
         self.apply();
         self.with(|s, _| {
             s.pm.reset();
+            s.smbus.reset_memories();
             s.hotplug = Hotplug::default();
         });
     }

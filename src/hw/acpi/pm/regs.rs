@@ -49,6 +49,8 @@ pub struct PmRegs {
     apm_control: u8,
     apm_status: u8,
     s4_value: u8,
+    /// ACPI is on and stays on: there is no system management mode in which firmware could emulate what was before it.
+    acpi_only: bool,
 }
 
 fn cycles(now: i64) -> i64 {
@@ -56,11 +58,11 @@ fn cycles(now: i64) -> i64 {
 }
 
 impl PmRegs {
-    pub(super) fn new(s4_value: u8) -> Self {
+    pub(super) fn new(s4_value: u8, acpi_only: bool) -> Self {
         Self {
             status: 0,
             enable: 0,
-            control: 0,
+            control: if acpi_only { CONTROL_SCI } else { 0 },
             overflow: 0,
             deadline: None,
             gpe_status: 0,
@@ -68,11 +70,13 @@ impl PmRegs {
             apm_control: 0,
             apm_status: 0,
             s4_value,
+            acpi_only,
         }
     }
 
     pub(super) fn reset(&mut self) {
-        *self = Self { apm_control: self.apm_control, apm_status: self.apm_status, ..Self::new(self.s4_value) };
+        let fresh = Self::new(self.s4_value, self.acpi_only);
+        *self = Self { apm_control: self.apm_control, apm_status: self.apm_status, ..fresh };
     }
 
     /// The level of the system control interrupt.
@@ -135,7 +139,7 @@ impl PmRegs {
             }
             _ => {
                 let control = self.control & !mask | bits & mask;
-                self.control = control & !CONTROL_SLEEP;
+                self.control = control & !CONTROL_SLEEP | if self.acpi_only { CONTROL_SCI } else { 0 };
                 if control & CONTROL_SLEEP != 0 {
                     return self.sleep(control);
                 }
@@ -191,7 +195,8 @@ impl PmRegs {
         self.apm_control = value;
         match value {
             APM_ACPI_ON => self.control |= CONTROL_SCI,
-            APM_ACPI_OFF => self.control &= !CONTROL_SCI,
+            APM_ACPI_OFF if !self.acpi_only => self.control &= !CONTROL_SCI,
+            APM_ACPI_OFF => {}
             _ => return true,
         }
         false
@@ -223,6 +228,7 @@ impl PmRegs {
             apm_control: wire.apm.apmc,
             apm_status: wire.apm.apms,
             s4_value: self.s4_value,
+            acpi_only: self.acpi_only,
         };
     }
 }

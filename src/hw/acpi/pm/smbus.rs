@@ -1,7 +1,7 @@
 //! The SMBus host controller (290562-001, section 7.3) with eight memories (serial presence detect) of 256 zero bytes at 50h to 57h.
 //! Transfers finish at once.
 
-use super::vmstate::SmbusState;
+use super::vmstate::{EepromState, I2cSlaveState, SmbusDeviceState, SmbusState};
 
 const STATUS: u8 = 0x00;
 const CONTROL: u8 = 0x02;
@@ -40,6 +40,8 @@ pub(super) struct Smbus {
     memories: Box<[[u8; 256]; 8]>,
     /// Where each memory reads next.
     offsets: [u8; 8],
+    /// Which memories were used since power-on.
+    accessed: [bool; 8],
 }
 
 impl Default for Smbus {
@@ -54,6 +56,7 @@ impl Default for Smbus {
             block_index: 0,
             memories: Box::new([[0; 256]; 8]),
             offsets: [0; 8],
+            accessed: [false; 8],
         }
     }
 }
@@ -111,6 +114,7 @@ impl Smbus {
 
     /// False for a protocol that the controller does not have.
     fn transfer(&mut self, n: usize) -> bool {
+        self.accessed[n] = true;
         let reads = self.address & READ != 0;
         let command = self.command;
         match (self.control >> 2 & 7, reads) {
@@ -160,6 +164,26 @@ impl Smbus {
         }
     }
 
+    /// The memories hold what they held at power-on.
+    pub(super) fn reset_memories(&mut self) {
+        (*self.memories, self.offsets) = ([[0; 256]; 8], [0; 8]);
+    }
+
+    /// Memory `n` as it migrates.
+    pub(super) fn save_memory(&self, n: usize) -> EepromState {
+        let address = MEMORIES.start() + n as u8;
+        EepromState {
+            smbusdev: SmbusDeviceState { i2c: I2cSlaveState { address }, mode: 0, data_len: 0, data_buf: [0; 34] },
+            data: self.memories[n],
+            offset: self.offsets[n],
+            accessed: self.accessed[n],
+        }
+    }
+
+    pub(super) fn load_memory(&mut self, n: usize, wire: &EepromState) {
+        (self.memories[n], self.offsets[n], self.accessed[n]) = (wire.data, wire.offset, wire.accessed);
+    }
+
     pub(super) fn save(&self) -> SmbusState {
         SmbusState {
             smb_stat: self.status,
@@ -170,7 +194,8 @@ impl Smbus {
             smb_data1: self.data[1],
             smb_index: self.block_index,
             smb_data: self.block,
-            smb_auxctl: 0,
+            // Blocks go through the buffer of 32 bytes.
+            smb_auxctl: 2,
             smb_blkdata: 0,
             i2c_enable: false,
             op_done: true,

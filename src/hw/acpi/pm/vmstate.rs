@@ -25,7 +25,7 @@ pub struct PmState {
     pub gpe: GpeState,
     #[vmstate(name = "acpi_pci_hotplug.hotplug_select")]
     pub hotplug_select: u32,
-    #[vmstate(name = "acpi_pci_hotplug.acpi_pcihp_pci_status")]
+    #[vmstate(name = "acpi_pci_hotplug.acpi_pcihp_pci_status", each)]
     pub acpi_pcihp_pci_status: [SlotStatus; 256],
     #[vmstate(name = "acpi_pci_hotplug.acpi_index")]
     pub acpi_index: u32,
@@ -57,6 +57,32 @@ pub struct SmbusState {
     pub op_done: bool,
     pub in_i2c_block_read: bool,
     pub start_transaction_on_status_read: bool,
+}
+
+/// The section `smbus-eeprom`: one memory of the SMBus.
+#[derive(Clone, Debug, PartialEq, VmState)]
+#[vmstate(name = "smbus-eeprom", version = 1)]
+pub struct EepromState {
+    pub smbusdev: SmbusDeviceState,
+    pub data: [u8; 256],
+    pub offset: u8,
+    pub accessed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, VmState)]
+#[vmstate(name = "smbus-device", version = 1)]
+pub struct SmbusDeviceState {
+    pub i2c: I2cSlaveState,
+    /// A transfer under way: there is none, transfers finish at once.
+    pub mode: i32,
+    pub data_len: i32,
+    pub data_buf: [u8; 34],
+}
+
+#[derive(Clone, Debug, PartialEq, VmState)]
+#[vmstate(name = "I2CSlave", version = 1)]
+pub struct I2cSlaveState {
+    pub address: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, VmState)]

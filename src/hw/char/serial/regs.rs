@@ -5,8 +5,7 @@ use std::collections::VecDeque;
 use lockstep_vmstate::{Buffer, Timer};
 
 use super::vmstate::{
-    Fifo8State, PollState, ReceiveFifoState, SerialPart, SerialState, ThrPendingState, TimeoutPendingState,
-    TimeoutTimerState,
+    Fifo8State, ReceiveFifoState, SerialPart, SerialState, ThrPendingState, TimeoutPendingState, TimeoutTimerState,
 };
 
 /// Bytes in a FIFO.
@@ -305,7 +304,7 @@ impl UartRegs {
                 xmit_fifo: None,
                 fifo_timeout_timer: self.timeout.map(|at| TimeoutTimerState { fifo_timeout_timer: Timer(Some(at)) }),
                 timeout_ipending: self.timeout_pending.then_some(TimeoutPendingState { timeout_ipending: 1 }),
-                poll: Some(PollState { poll_msl: 0, modem_status_poll: Timer(None) }),
+                poll: None,
             },
         }
     }

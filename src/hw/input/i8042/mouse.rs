@@ -2,7 +2,7 @@
 
 use super::{
     queue::{NO_COMMAND, Queue},
-    vmstate::{MouseReplyQueueState, MouseState},
+    vmstate::MouseState,
 };
 use crate::core::{Axis, InputEvent, MouseButton};
 
@@ -212,7 +212,8 @@ impl Mouse {
     }
 
     pub(super) fn save(&self) -> MouseState {
-        let (parent_obj, replies) = self.queue.save(self.command);
+        // QEMU's stream does not tell the mouse's replies from its movements.
+        let (parent_obj, _) = self.queue.save(self.command);
         MouseState {
             parent_obj,
             mouse_status: self.status,
@@ -225,13 +226,12 @@ impl Mouse {
             mouse_dy: self.moved[1],
             mouse_dz: self.moved[2],
             mouse_buttons: self.buttons,
-            replies: replies.map(|cwptr| MouseReplyQueueState { cwptr }),
         }
     }
 
     pub(super) fn load(&mut self, wire: &MouseState) {
         *self = Self {
-            queue: Queue::load(&wire.parent_obj, wire.replies.as_ref().map(|r| r.cwptr)),
+            queue: Queue::load(&wire.parent_obj, None),
             command: wire.parent_obj.write_cmd,
             status: wire.mouse_status,
             resolution: wire.mouse_resolution,

@@ -51,15 +51,7 @@ pub struct LedState {
 #[derive(Clone, Debug, PartialEq, VmState)]
 #[vmstate(name = "ps2kbd/command_reply_queue", version = 0)]
 pub struct ReplyQueueState {
-    #[vmstate(name = "queue.cwptr")]
-    pub cwptr: i32,
-}
-
-/// As [`ReplyQueueState`], of the mouse.
-#[derive(Clone, Debug, PartialEq, VmState)]
-#[vmstate(name = "ps2mouse/command_reply_queue", version = 0)]
-pub struct MouseReplyQueueState {
-    #[vmstate(name = "queue.cwptr")]
+    #[vmstate(name = "parent_obj.queue.cwptr")]
     pub cwptr: i32,
 }
 
@@ -77,8 +69,6 @@ pub struct MouseState {
     pub mouse_dy: i32,
     pub mouse_dz: i32,
     pub mouse_buttons: u8,
-    #[vmstate(subsection)]
-    pub replies: Option<MouseReplyQueueState>,
 }
 
 #[derive(Clone, Debug, PartialEq, VmState)]
@@ -127,6 +117,6 @@ impl KeyboardState {
 
 impl MouseState {
     pub(super) fn validate(&self) -> Result<(), LoadError> {
-        self.parent_obj.validate(self.replies.as_ref().map(|r| r.cwptr))
+        self.parent_obj.validate(None)
     }
 }

@@ -19,7 +19,7 @@ use lockstep_vmstate::{LoadError, Snapshot};
 use parking_lot::Mutex;
 
 pub use regs::{ApicRegs, Delivery, Destination, Ipi};
-pub use vmstate::ApicState;
+pub use vmstate::{ApicState, SipiState};
 
 use super::{MsiSink, ioapic::IoApic, pic::PicPair};
 use crate::core::{Board, IrqLine, IrqSink, io_handler};
@@ -43,6 +43,10 @@ pub trait ApicCpu: Send + Sync {
     fn init(&self);
     /// A start-up message: the CPU begins at page `vector` if it waits.
     fn start_up(&self, vector: u8);
+    /// Whether it waits for one, as its saved state has it.
+    fn waits_for_start_up(&self) -> bool {
+        false
+    }
 }
 
 /// A CPU's local APIC.
@@ -286,7 +290,9 @@ impl Snapshot for LocalApic {
     type Wire = ApicState;
 
     fn snapshot(&self) -> ApicState {
-        self.regs.lock().save()
+        let waits = self.cpu.get().is_some_and(|cpu| cpu.waits_for_start_up());
+        let sipi = waits.then_some(SipiState { sipi_vector: 0, wait_for_sipi: 1 });
+        ApicState { sipi, ..self.regs.lock().save() }
     }
 
     fn validate(&self, wire: &ApicState) -> Result<(), LoadError> {
@@ -295,5 +301,8 @@ impl Snapshot for LocalApic {
 
     fn restore(&self, wire: ApicState) {
         self.with(|r, _| r.load(&wire));
+        if let Some(cpu) = self.cpu.get().filter(|_| wire.sipi.is_some_and(|s| s.wait_for_sipi != 0)) {
+            cpu.init();
+        }
     }
 }

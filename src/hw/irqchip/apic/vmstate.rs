@@ -25,6 +25,16 @@ pub struct ApicState {
     pub initial_count_load_time: i64,
     pub next_time: i64,
     pub timer_expiry: i64,
+    #[vmstate(subsection)]
+    pub sipi: Option<SipiState>,
+}
+
+/// A CPU that waits for a start-up message.
+#[derive(Clone, Debug, PartialEq, VmState)]
+#[vmstate(name = "apic_sipi", version = 1)]
+pub struct SipiState {
+    pub sipi_vector: i32,
+    pub wait_for_sipi: i32,
 }
 
 impl ApicState {

@@ -37,7 +37,7 @@ pub struct HpetTimerState {
 #[derive(Clone, Debug, PartialEq, VmState)]
 #[vmstate(name = "hpet/rtc_irq_level", version = 1)]
 pub struct RtcLevelState {
-    pub rtc_irq_level: u32,
+    pub rtc_irq_level: u8,
 }
 
 /// The counter's time less the virtual clock, in nanoseconds, while it counts.

@@ -218,7 +218,12 @@ impl SaveState for KernelPit {
     }
 
     fn save(&self, out: &mut Encoder) -> Result<()> {
-        let wire = self.chip.pit()?;
+        let now = self.clocks.now_ns(Clock::Virtual);
+        let mut regs = PitRegs::new(now);
+        regs.load(&self.chip.pit()?);
+        // The kernel does not say when the output changes next, which a receiver with a timer of its own must know.
+        regs.advance(now);
+        let wire = regs.save();
         wire.encode(out);
         out.describe(|| wire.description());
         Ok(())
