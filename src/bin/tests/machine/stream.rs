@@ -47,7 +47,7 @@ fn walk(stream: &[u8]) -> Value {
     let mut input = Bytes { all: stream, at: 0 };
     assert_eq!(input.take(8), b"QEVM\0\0\0\x03");
     assert_eq!(input.number(1), 7, "the configuration");
-    struct_body(&mut input, &described["configuration"], stream.len(), "configuration");
+    struct_body(&mut input, &described["configuration"], "configuration");
     let page = described["page_size"].as_u64().expect("a page size") as usize;
     let mut devices = described["devices"].as_array().expect("devices").iter();
     loop {
@@ -71,7 +71,7 @@ fn walk(stream: &[u8]) -> Value {
                             (Some(&*name), Some(instance))
                         );
                         assert_eq!(device["version"].as_u64().unwrap_or(version), version, "{name}");
-                        struct_body(&mut input, device, stream.len(), &name);
+                        struct_body(&mut input, device, &name);
                     }
                 }
                 if kind != 4 {
@@ -114,7 +114,7 @@ fn ram(input: &mut Bytes<'_>, page: usize) {
 }
 
 /// The bytes of a described struct.
-fn struct_body(input: &mut Bytes<'_>, described: &Value, limit: usize, path: &str) {
+fn struct_body(input: &mut Bytes<'_>, described: &Value, path: &str) {
     for field in described["fields"].as_array().into_iter().flatten() {
         let name = format!("{path}.{}", field["name"].as_str().expect("a name"));
         let (size, count) =
@@ -122,7 +122,7 @@ fn struct_body(input: &mut Bytes<'_>, described: &Value, limit: usize, path: &st
         for _ in 0..count {
             let start = input.at;
             match field.get("struct").or(field.get("fields").map(|_| field)) {
-                Some(inner) => struct_body(input, inner, limit, &name),
+                Some(inner) => struct_body(input, inner, &name),
                 None => drop(input.take(size)),
             }
             assert_eq!(input.at - start, size, "{name}");
@@ -134,7 +134,7 @@ fn struct_body(input: &mut Bytes<'_>, described: &Value, limit: usize, path: &st
             (input.number(1), input.name(), input.number(4)),
             (5, name.to_owned(), part["version"].as_u64().expect("a version"))
         );
-        struct_body(input, part, limit, name);
+        struct_body(input, part, name);
     }
 }
 
