@@ -120,6 +120,9 @@ impl NetRegistry {
     /// Secondary: the guest has become a copy of the primary, whose tables these are (empty ones from a primary that
     /// does not send any: then its guest's numbers are the network's).
     pub fn filters_checkpoint(&self, tables: &NetTables) {
+        for backend in self.inner.netdevs.borrow().values() {
+            backend.shared.forget_unheard();
+        }
         let none = RewriterTable::default();
         for filter in self.inner.filters.borrow().values() {
             if let Action::Rewriter(rewriter) = &filter.node.action {
@@ -142,15 +145,26 @@ impl NetRegistry {
         tables
     }
 
-    /// Secondary: takes over. Rewriters keep the connections that they know alive; every other filter is switched off.
+    /// Secondary: takes over. Rewriters keep the connections that they know alive; every other filter is switched off. What
+    /// the peers may not have heard of the guest is said again, and the guest hears what was said since the primary's death.
     pub fn filters_failover(&self) {
-        for filter in self.inner.filters.borrow().values() {
+        let filters: Vec<_> = self.inner.filters.borrow().values().cloned().collect();
+        let mut again = Vec::new();
+        for filter in &filters {
             match &filter.node.action {
-                Action::Rewriter(rewriter) => rewriter.failover(),
+                Action::Rewriter(rewriter) => again.push((filter, rewriter.failover())),
                 _ => filter.set_on(false),
             }
         }
         self.set_colo_secondary(false);
+        for (filter, frames) in again {
+            for frame in frames {
+                filter.netdev.pass_on(frame, Direction::Rx, &filter.node);
+            }
+        }
+        for backend in self.inner.netdevs.borrow().values() {
+            backend.shared.hear_late();
+        }
     }
 
     /// The counters of every compare object, by id.

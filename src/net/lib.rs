@@ -16,6 +16,7 @@ pub mod packet;
 mod queue;
 mod registry;
 pub mod rewriter;
+mod unheard;
 pub mod wire;
 
 pub use announce::AnnounceParameters;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::filter::FilterNode;
 use crate::packet::Frame;
 use crate::queue::PacketQueue;
+use crate::unheard::Unheard;
 
 /// The shortest Ethernet frame without its checksum.
 const MIN_FRAME: usize = 60;
@@ -66,6 +67,7 @@ pub(crate) struct Netdev {
     pub link_down: AtomicBool,
     /// Frames that a COLO secondary kept off the wire or did not hear.
     pub silenced: AtomicU64,
+    unheard: Mutex<Unheard>,
 }
 
 impl Netdev {
@@ -80,6 +82,7 @@ impl Netdev {
             info: Mutex::default(),
             link_down: AtomicBool::new(false),
             silenced: AtomicU64::new(0),
+            unheard: Mutex::default(),
         })
     }
 
@@ -108,14 +111,29 @@ impl Netdev {
 
     /// A frame from the backend's host side. A COLO secondary hears the network by the mirror alone.
     pub fn from_host(self: &Arc<Self>, mut data: Vec<u8>, vnet_len: usize) {
-        if self.is_silent() {
-            self.silenced.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
         if data.len() < MIN_FRAME + vnet_len {
             data.resize(MIN_FRAME + vnet_len, 0);
         }
-        self.enter(Frame::with_vnet(data, vnet_len), Direction::Tx);
+        let frame = Frame::with_vnet(data, vnet_len);
+        if self.is_silent() {
+            self.silenced.fetch_add(1, Ordering::Relaxed);
+            self.unheard.lock().push(frame);
+            return;
+        }
+        self.enter(frame, Direction::Tx);
+    }
+
+    /// The secondary has taken over: its guest hears what came while it was silent.
+    pub fn hear_late(self: &Arc<Self>) {
+        let frames = self.unheard.lock().take();
+        for frame in frames {
+            self.enter(frame, Direction::Tx);
+        }
+    }
+
+    /// There was a checkpoint: the primary has heard what came before.
+    pub fn forget_unheard(&self) {
+        self.unheard.lock().clear();
     }
 
     /// Sends a frame on behind the filter `after`.

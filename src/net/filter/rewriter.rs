@@ -31,8 +31,9 @@ impl RewriterFilter {
         self.engine.lock().checkpoint(table);
     }
 
-    pub fn failover(&self) {
-        self.engine.lock().failover();
+    /// See [`Rewriter::failover`].
+    pub fn failover(&self) -> Vec<Frame> {
+        self.engine.lock().failover()
     }
 
     pub fn table(&self) -> RewriterTable {

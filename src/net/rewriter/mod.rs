@@ -7,9 +7,13 @@
 //! the connections live on by the same translation; if the survivor later protects itself again, its table travels with
 //! the checkpoint to the new secondary, whose guest then is a copy with the same numbers inside.
 
+mod unacknowledged;
+
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+
+use unacknowledged::Unacknowledged;
 
 use crate::packet::{Fixup, Frame, FrameView, IpView, Kind, TcpView, after, be32, flags, later};
 
@@ -22,6 +26,8 @@ const FAILOVER_TICKS: u32 = 1 << 14;
 const HANDSHAKE_WINDOW: u32 = 1 << 20;
 /// A closed connection may be forgotten after this time.
 const LINGER_NS: i64 = 60_000_000_000;
+/// The most unacknowledged output of all connections that is kept for a failover, in bytes.
+const MAX_UNACKNOWLEDGED: usize = 16 << 20;
 /// How often (in packets) closed connections are looked for.
 const SWEEP: u32 = 4096;
 
@@ -98,6 +104,7 @@ struct Connection {
     isn: Option<u32>,
     /// The latest of the timestamps that the peer echoed, in the network's numbers.
     echoed: Option<u32>,
+    unacknowledged: Unacknowledged,
     fins: u8,
     reset: bool,
     used: i64,
@@ -117,6 +124,8 @@ impl Connection {
 pub struct Rewriter {
     connections: HashMap<ConnectionKey, Connection>,
     alone: bool,
+    /// Bytes kept in all connections.
+    kept: usize,
     since_sweep: u32,
     untracked: u64,
 }
@@ -139,26 +148,18 @@ impl Rewriter {
         }
         let Some(connection) = self.connections.get_mut(&key) else { return };
         connection.used = now;
-        match direction {
-            Direction::FromGuest => {
-                if tcp.has(flags::SYN) && !tcp.has(flags::RST) {
-                    let again = connection.isn == Some(tcp.seq);
-                    if self.alone && !again {
-                        // Nobody else's numbers matter for a connection that begins now.
-                        self.connections.remove(&key);
-                        return;
-                    }
-                    if !again {
-                        connection.begin(frame, &tcp);
-                    }
-                    if !self.alone || connection.translation.open.is_some() {
-                        // The primary's SYN is what leaves; ours only says that we answered.
-                        return;
-                    }
-                }
-                connection.guest_sends(frame, &tcp);
+        let before = connection.unacknowledged.bytes();
+        let room = MAX_UNACKNOWLEDGED - (self.kept - before);
+        let ours = match direction {
+            Direction::FromGuest => connection.guest_speaks(frame, &tcp, self.alone, room),
+            Direction::ToGuest => {
+                connection.guest_receives(frame, &tcp);
+                true
             }
-            Direction::ToGuest => connection.guest_receives(frame, &tcp),
+        };
+        self.kept = self.kept - before + connection.unacknowledged.bytes();
+        if !ours {
+            self.connections.remove(&key);
         }
     }
 
@@ -167,24 +168,27 @@ impl Rewriter {
     pub fn checkpoint(&mut self, table: &RewriterTable) {
         self.alone = false;
         self.connections.clear();
+        self.kept = 0;
         for (key, translation) in table.connections.iter().take(MAX_CONNECTIONS) {
             let isn = translation.open.map(|open| open.isn);
             self.connections.insert(*key, Connection { translation: *translation, isn, ..Connection::default() });
         }
     }
 
-    /// The guest goes on alone: connections that are known keep their translation, new ones need none.
-    pub fn failover(&mut self) {
+    /// The guest goes on alone: connections that are known keep their translation, new ones need none. What its peers have
+    /// not acknowledged comes back, as it is to be said again at once: the words may have died with the primary.
+    pub fn failover(&mut self) -> Vec<Frame> {
+        let mut again = Vec::new();
         if std::mem::replace(&mut self.alone, true) {
-            return;
+            return again;
         }
         for connection in self.connections.values_mut() {
-            let Some(echoed) = connection.echoed else { continue };
-            let translation = &mut connection.translation;
-            translation.earlier_timestamps = Some((echoed.wrapping_add(FAILOVER_TICKS / 2), translation.timestamp));
-            translation.timestamp = translation.timestamp.wrapping_sub(FAILOVER_TICKS);
+            connection.outlive_timestamps();
+            connection.speak_again(&mut again);
         }
+        self.kept = 0;
         self.connections.retain(|_, c| !c.is_plain());
+        again
     }
 
     /// The connections whose numbers inside the guest differ from the network's.
@@ -234,6 +238,7 @@ impl Rewriter {
         let middle = ages.len() / 2;
         let median = *ages.select_nth_unstable(middle).1;
         self.connections.retain(|_, c| !(c.is_plain() || c.is_closed()) || c.used > median);
+        self.count_kept();
         self.connections.len() < MAX_CONNECTIONS
     }
 
@@ -242,11 +247,58 @@ impl Rewriter {
         if self.since_sweep >= SWEEP {
             self.since_sweep = 0;
             self.connections.retain(|_, c| !c.is_closed() || now - c.used < LINGER_NS);
+            self.count_kept();
         }
+    }
+
+    fn count_kept(&mut self) {
+        self.kept = self.connections.values().map(|c| c.unacknowledged.bytes()).sum();
     }
 }
 
 impl Connection {
+    /// The guest sends a packet; false if the connection is no concern of ours any more.
+    fn guest_speaks(&mut self, frame: &mut Frame, tcp: &TcpView, alone: bool, room: usize) -> bool {
+        if tcp.has(flags::SYN) && !tcp.has(flags::RST) {
+            let again = self.isn == Some(tcp.seq);
+            if alone && !again {
+                // Nobody else's numbers matter for a connection that begins now.
+                return false;
+            }
+            if !again {
+                self.begin(frame, tcp);
+            }
+        }
+        if !alone {
+            self.unacknowledged.sent(frame, tcp, room);
+        }
+        // Beside a primary it is the primary's SYN that leaves; ours only says that we answered.
+        if alone || !tcp.has(flags::SYN) || tcp.has(flags::RST) {
+            self.translate_from_guest(frame, tcp);
+        }
+        true
+    }
+
+    /// After a failover the peer may have seen newer timestamps from the dead primary than the survivor's clock shows.
+    fn outlive_timestamps(&mut self) {
+        let Some(echoed) = self.echoed else { return };
+        let translation = &mut self.translation;
+        translation.earlier_timestamps = Some((echoed.wrapping_add(FAILOVER_TICKS / 2), translation.timestamp));
+        translation.timestamp = translation.timestamp.wrapping_sub(FAILOVER_TICKS);
+    }
+
+    /// Adds what the peer has not acknowledged to `again`, translated.
+    fn speak_again(&mut self, again: &mut Vec<Frame>) {
+        for mut frame in self.unacknowledged.take() {
+            if let Kind::Ip(ip) = FrameView::parse(&frame).kind
+                && let Some(tcp) = TcpView::parse(&frame, &ip)
+            {
+                self.translate_from_guest(&mut frame, &tcp);
+                again.push(frame);
+            }
+        }
+    }
+
     /// The guest sends a SYN that it has not sent before.
     fn begin(&mut self, frame: &Frame, tcp: &TcpView) {
         *self = Self { isn: Some(tcp.seq), used: self.used, ..Self::default() };
@@ -260,7 +312,11 @@ impl Connection {
         }
     }
 
-    fn guest_sends(&mut self, frame: &mut Frame, tcp: &TcpView) {
+    fn translate_from_guest(&mut self, frame: &mut Frame, tcp: &TcpView) {
+        if tcp.has(flags::SYN) && !tcp.has(flags::RST) && self.translation.open.is_some() {
+            // The network's numbers are not known yet, if there are any.
+            return;
+        }
         let translation = &self.translation;
         let mut fix = Fixup::new(tcp.at);
         // An abort of something that has no connection carries sequence number zero, which is nobody's.
@@ -288,6 +344,7 @@ impl Connection {
         let echo = options.timestamp_values(frame).map(|(_, echo)| echo);
         self.complete_handshake(tcp, echo);
         self.reset |= tcp.has(flags::RST);
+        self.unacknowledged.acknowledged(tcp.ack.wrapping_add(self.translation.sequence));
         if let Some(echo) = echo {
             self.echoed = Some(self.echoed.map_or(echo, |old| later(old, echo)));
         }

@@ -229,3 +229,69 @@ fn what_is_not_tcp_stays() {
     assert_eq!(frame, udp(b"abc"));
     assert!(b.rewriter.is_empty());
 }
+
+fn said_again(b: &mut Bench) -> Vec<(u32, u32, usize)> {
+    let frames = b.rewriter.failover();
+    frames.iter().map(tcp_of).map(|tcp| (tcp.seq, tcp.ack, tcp.end - tcp.payload)).collect()
+}
+
+#[test]
+fn what_the_peer_has_not_acknowledged_is_said_again_at_a_failover_in_the_networks_numbers() {
+    let mut b = Bench::opened(false);
+    b.rx(seg(ACK, 9001, 101, b"one"));
+    b.rx(seg(ACK, 9004, 101, b"two"));
+    b.rx(seg(ACK, 9004, 101, b"two"));
+    b.rx(seg(ACK | FIN, 9007, 101, b"three"));
+    b.tx(seg(ACK, 101, 5004, b""));
+    assert_eq!(said_again(&mut b), [(5004, 101, 3), (5007, 101, 5)]);
+    assert_eq!(b.rewriter.kept, 0);
+    b.rx(seg(ACK, 9004, 101, b"two"));
+    assert_eq!(b.rewriter.kept, 0, "nothing is kept by a guest that is alone");
+}
+
+#[test]
+fn an_acknowledgement_that_may_have_been_lost_is_given_again() {
+    let mut b = Bench::opened(false);
+    b.rx(seg(ACK, 9001, 150, b""));
+    b.rx(seg(ACK, 9001, 200, b""));
+    assert_eq!(said_again(&mut b), [(5001, 200, 0)]);
+}
+
+#[test]
+fn a_handshake_that_the_primary_never_answered_is_answered_at_the_failover() {
+    let mut b = Bench::new();
+    b.tx(seg(SYN, 100, 0, b""));
+    b.rx(seg(SYN | ACK, 9000, 101, b""));
+    assert_eq!(said_again(&mut b), [(9000, 101, 0)]);
+    assert_eq!(b.tx(seg(ACK, 101, 9001, b"GET")), (101, 9001));
+    assert_eq!(b.rx(seg(ACK, 9001, 104, b"answer")), (9001, 104));
+}
+
+#[test]
+fn words_of_an_epoch_that_a_checkpoint_ended_are_not_said_again() {
+    let mut b = Bench::opened(false);
+    b.rx(seg(ACK, 9001, 101, b"not the primary's"));
+    b.rewriter.checkpoint(&RewriterTable::default());
+    assert_eq!((said_again(&mut b), b.rewriter.kept), (vec![], 0));
+}
+
+#[test]
+fn what_is_kept_is_bounded_and_begins_where_the_peer_stands() {
+    let mut b = Bench::opened(false);
+    for n in 0..100 {
+        b.rx(seg(ACK, 9001 + n * 1000, 101, &[0; 1000]));
+    }
+    assert!(b.rewriter.kept <= 64 << 10);
+    let again = said_again(&mut b);
+    assert_eq!(again[0], (5001, 101, 1000));
+    assert!(again.len() > 50 && again.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1000));
+}
+
+#[test]
+fn said_again_timestamps_do_not_run_backwards() {
+    let mut b = Bench::opened(false);
+    b.tx_frame(seg(ACK, 101, 5001, b"GET").ts(3, 30_500));
+    b.rx(seg(ACK, 9001, 104, b"answer").ts(70_400, 3));
+    let frames = b.rewriter.failover();
+    assert!(timestamps(&frames[0]).0 > 30_500);
+}

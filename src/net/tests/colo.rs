@@ -197,6 +197,30 @@ fn the_secondary_hears_the_mirror_alone_until_it_takes_over() {
 }
 
 #[test]
+fn a_failover_says_again_what_died_with_the_primary_and_hears_what_came_since() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        pair.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
+        p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
+        s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
+        assert_eq!(tcp_of(&Frame::new(p.next_on_wire().await)).seq, 5000);
+        pair.client(&seg(ACK, 101, 5001, b"GET").inbound().frame()).await;
+        // The primary dies before it has answered. The client asks for something else in the meantime.
+        s.peer.send(seg(ACK, 9001, 104, b"answer").frame().data);
+        s.wire.send(&seg(ACK, 104, 5001, b"PUT").inbound().frame().data).unwrap();
+        let silenced = || s.net.inner.netdevs.borrow()["hn0"].shared.silenced.load(Ordering::SeqCst);
+        until(|| silenced() == 1).await;
+        s.net.filters_failover();
+        let answer = Frame::new(s.next_on_wire().await);
+        assert_eq!((tcp_of(&answer).seq, tcp_of(&answer).ack), (5001, 104));
+        s.wait_for_frames(3).await;
+        let request = tcp_of(&Frame::new(s.card.got.lock()[2].clone()));
+        assert_eq!((request.seq, request.ack), (104, 9001));
+    });
+}
+
+#[test]
 fn removing_the_objects_lets_everything_out_that_was_held() {
     run(|| async {
         let pair = Pair::new().await;
