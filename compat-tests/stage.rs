@@ -251,7 +251,9 @@ impl Stage {
         let outside = Host { network: None, place: Place::first() };
         outside.ip("link set lo up")?;
         // On one host the bridge is the host's own; with two it is the switch.
-        outside.ip("link add br0 type bridge")?;
+        // Its address is fixed, as that of a bridge with a network card in it: a bridge of taps alone changes its own when
+        // a tap goes, and the client's with it.
+        outside.ip("link add br0 address 02:00:00:77:00:01 type bridge")?;
         outside.ip(&format!("addr add {CLIENT_ADDRESS}/24 dev br0"))?;
         outside.ip("link set br0 up")?;
         let hosts = match layout {
