@@ -43,6 +43,22 @@ impl Arena {
         }
     }
 
+    /// Where the next piece of code will run.
+    pub fn next_address(&self) -> u64 {
+        self.run.as_ptr() as u64 + self.used.next_multiple_of(16) as u64
+    }
+
+    /// Changes code that was added, four aligned or unaligned bytes at the address where they run. Outside the arena: nothing.
+    /// The processor sees the change when it next runs the bytes: caches are by physical address, and what was fetched
+    /// ahead is long retired when generated code is entered again.
+    pub fn patch(&mut self, address: u64, value: i32) {
+        let Some(at) = address.checked_sub(self.run.as_ptr() as u64) else { return };
+        if at as usize + 4 <= self.used {
+            // SAFETY: inside the mapping; only this thread runs the code, and it runs none of it now.
+            unsafe { self.write.as_ptr().add(at as usize).cast::<i32>().write_unaligned(value) };
+        }
+    }
+
     /// Copies code in; gives its address, or nothing when the arena is full.
     pub fn add(&mut self, code: &[u8]) -> Option<*const u8> {
         let at = self.used.next_multiple_of(16);

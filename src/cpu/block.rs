@@ -8,9 +8,10 @@ use std::{
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 use crate::{
-    Cpu, decode,
+    Cpu, Engine, decode,
     fault::R,
     host::Stub,
+    jit::Translation,
     mem::Access,
     state::{gpr, seg},
 };
@@ -75,6 +76,13 @@ pub(crate) struct Block {
     pub second: u64,
     /// Blocks of the same page that follow: by the jump, and without it.
     pub links: [usize; 2],
+    /// The instructions' bytes, of a block that may be translated.
+    pub code: Box<[u8]>,
+    /// How often it was interpreted, until it is translated.
+    pub heat: u16,
+    /// Machine code made of it: one for each address it is mapped at and privilege it runs with.
+    #[allow(clippy::vec_box, reason = "the code has their addresses")]
+    pub translations: Vec<Box<Translation>>,
     /// What the instruction does to memory; kept for single ones, while there are breakpoints.
     pub watch: Option<Watch>,
 }
@@ -82,7 +90,25 @@ pub(crate) struct Block {
 impl Block {
     /// A block without instructions.
     pub fn empty() -> Self {
-        Self { ops: vec![], slow: vec![], bytes: 0, page: 0, second: 0, links: [0; 2], watch: None }
+        Self {
+            ops: vec![],
+            slow: vec![],
+            bytes: 0,
+            page: 0,
+            second: 0,
+            links: [0; 2],
+            code: Box::default(),
+            heat: 0,
+            translations: vec![],
+            watch: None,
+        }
+    }
+}
+
+impl Block {
+    /// The machine code for an address and a privilege context.
+    pub fn translation(&self, rip: u64, mmu: usize) -> Option<*const u8> {
+        self.translations.iter().find(|t| t.rip == rip && t.mmu == mmu).map(|t| t.entry)
     }
 }
 
@@ -126,14 +152,17 @@ pub(crate) const JUMP_CACHE: usize = 8192;
 
 /// The last block found for a linear address.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Jump {
     pub address: u64,
     pub key: u64,
     pub block: *const Block,
+    /// Its machine code, or code that leaves.
+    pub code: *const u8,
 }
 
 impl Jump {
-    pub const EMPTY: Self = Self { address: 0, key: u64::MAX, block: std::ptr::null() };
+    pub const EMPTY: Self = Self { address: 0, key: u64::MAX, block: std::ptr::null(), code: std::ptr::null() };
 }
 
 /// Longest block, in instructions; what bounds the time until a request is seen.
@@ -147,21 +176,34 @@ impl Cpu {
         if self.bits == 2 { rip } else { self.segs[seg::CS].base.wrapping_add(rip) & 0xffff_ffff }
     }
 
+    /// What blocks found now are valid for: translations, privilege and width.
+    #[inline(always)]
+    pub(crate) fn jump_key(&self) -> u64 {
+        self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits)
+    }
+
     /// The block at `RIP`, or the fault of fetching it. Nothing: its code cannot be kept.
     #[inline]
     pub(crate) fn find_block(&mut self) -> R<Option<*const Block>> {
+        Ok(self.find_jump()?.map(|at| self.jumps[at].block))
+    }
+
+    /// Where in the cache of jumps the block at `RIP` is now.
+    #[inline]
+    pub(crate) fn find_jump(&mut self) -> R<Option<usize>> {
         let address = self.code_address();
-        let key = self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits);
-        let slot = &self.jumps[(address ^ address >> 13) as usize & (JUMP_CACHE - 1)];
+        let key = self.jump_key();
+        let at = (address ^ address >> 13) as usize & (JUMP_CACHE - 1);
+        let slot = &self.jumps[at];
         if slot.address == address && slot.key == key {
-            return Ok(Some(slot.block));
+            return Ok(Some(at));
         }
-        let found = self.find_block_slow(address)?;
-        if let Some(block) = found {
-            let key = self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits);
-            self.jumps[(address ^ address >> 13) as usize & (JUMP_CACHE - 1)] = Jump { address, key, block };
-        }
-        Ok(found)
+        let Some(block) = self.find_block_slow(address)? else { return Ok(None) };
+        let key = self.jump_key();
+        // SAFETY: it was found just now.
+        let code = unsafe { &*block }.translation(self.hot.gpr[gpr::RIP], self.mmu);
+        self.jumps[at] = Jump { address, key, block, code: code.unwrap_or(self.translator.leave()) };
+        Ok(Some(at))
     }
 
     fn find_block_slow(&mut self, address: u64) -> R<Option<*const Block>> {
@@ -218,6 +260,9 @@ impl Cpu {
         };
         block.page = page;
         block.second = second;
+        if second == 0 && self.bits == 2 && self.engine != Engine::Interpreter {
+            block.code = bytes[..usize::from(block.bytes)].into();
+        }
         let (first, len) = (host & 0xfff, u64::from(block.bytes));
         let entry = self.code.entry(page).or_default();
         entry.pieces |= pieces(first, len.min(0x1000 - first));

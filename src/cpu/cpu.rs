@@ -13,6 +13,7 @@ use crate::{
     features::Features,
     host::Stubs,
     interrupt::TripleFault,
+    jit::{Checker, Engine, Shared, Translator},
     machine::{Machine, RamRange},
     mem::{TLB_SIZE, TlbEntry, mmu},
     msr::Msrs,
@@ -62,7 +63,8 @@ pub struct Cpu {
     /// The privilege context, a position in `tlb`.
     pub(crate) mmu: usize,
 
-    pub(crate) tlb: Box<[[TlbEntry; TLB_SIZE]; mmu::COUNT]>,
+    /// In place, so that generated code reaches it by a constant distance.
+    pub(crate) tlb: [[TlbEntry; TLB_SIZE]; mmu::COUNT],
     pub(crate) tlb_physical: Box<[[u64; TLB_SIZE]; mmu::COUNT]>,
     /// Region (base, mask) that large pages are cached of; mask 0 is none.
     pub(crate) large: (u64, u64),
@@ -80,6 +82,10 @@ pub struct Cpu {
     pub(crate) graveyard: Vec<CodePage>,
     pub(crate) block_count: usize,
     pub(crate) stubs: Stubs,
+    pub(crate) engine: Engine,
+    pub(crate) translator: Translator,
+    pub(crate) checker: Checker,
+    pub(crate) shared: Shared,
     pub(crate) running: *const Block,
     /// 1 + way of the link that the block which just ended asks for, or 0.
     pub(crate) link_way: u8,
@@ -145,6 +151,21 @@ impl Cpu {
         cpuid: Vec<CpuidLeaf>,
         count: usize,
     ) -> std::io::Result<Box<Self>> {
+        Self::with_engine(machine, platform, link, cpuid, count, Engine::chosen())
+    }
+
+    /// As [`new`](Self::new), with a choice of what executes.
+    ///
+    /// # Errors
+    /// As for `new`.
+    pub fn with_engine(
+        machine: &Arc<Machine>,
+        platform: Arc<dyn Platform>,
+        link: Arc<CpuLink>,
+        cpuid: Vec<CpuidLeaf>,
+        count: usize,
+        engine: Engine,
+    ) -> std::io::Result<Box<Self>> {
         machine.add_link(link.clone());
         let features = Features::of(&cpuid);
         let leaf = |n: u32| cpuid.iter().find(|l| l.leaf == n).copied().unwrap_or_default();
@@ -177,7 +198,7 @@ impl Cpu {
             cpl: 0,
             bits: 0,
             mmu: 0,
-            tlb: Box::new([[TlbEntry::EMPTY; TLB_SIZE]; mmu::COUNT]),
+            tlb: [[TlbEntry::EMPTY; TLB_SIZE]; mmu::COUNT],
             tlb_physical: Box::new([[0; TLB_SIZE]; mmu::COUNT]),
             large: (0, 0),
             generation: 0,
@@ -191,6 +212,10 @@ impl Cpu {
             graveyard: vec![],
             block_count: 0,
             stubs: Stubs::new()?,
+            engine,
+            translator: Translator::new(engine)?,
+            checker: Checker::default(),
+            shared: Shared::new(&link),
             running: std::ptr::null(),
             link_way: 0,
             link_count: count,
@@ -290,11 +315,13 @@ impl Cpu {
 
     /// Runs guest code until something outside is wanted.
     pub fn run(&mut self) -> Exit {
+        self.bind_thread();
         self.link.in_guest.store(1, Ordering::SeqCst);
         let exit = self.run_inside();
         self.link.in_guest.store(0, Ordering::SeqCst);
         self.running = std::ptr::null();
         self.link_way = 0;
+        self.translator.forget_link();
         exit
     }
 
@@ -303,6 +330,7 @@ impl Cpu {
             if self.link.any() || self.halted || self.wait_for_sipi || self.trap_after {
                 // An interrupt may go elsewhere than where the last block led.
                 self.link_way = 0;
+                self.translator.forget_link();
                 match self.service() {
                     Ok(None) => {}
                     Ok(Some(exit)) => return exit,
@@ -311,6 +339,20 @@ impl Cpu {
             }
             if self.single {
                 if self.step().is_err() {
+                    return Exit::TripleFault;
+                }
+                continue;
+            }
+            if self.bits == 2 && self.engine != Engine::Interpreter {
+                let result = match self.find_jump() {
+                    Ok(Some(at)) => self.run_translated(at),
+                    Ok(None) => self.step(),
+                    Err(_) => {
+                        let reason = std::mem::take(&mut self.reason);
+                        self.deliver_exception(reason)
+                    }
+                };
+                if result.is_err() {
                     return Exit::TripleFault;
                 }
                 continue;
@@ -376,7 +418,7 @@ impl Cpu {
 
     /// An instruction of the running block did not complete.
     #[cold]
-    fn fault(&mut self) -> Result<(), TripleFault> {
+    pub(crate) fn fault(&mut self) -> Result<(), TripleFault> {
         let mask = if self.bits == 2 { u64::MAX } else { 0xffff_ffff };
         self.hot.gpr[gpr::RIP] = self.hot.gpr[gpr::RIP].wrapping_add(self.fault_at.into()) & mask;
         self.link_way = 0;

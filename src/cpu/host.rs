@@ -334,7 +334,7 @@ fn replace_stack(register: Register, by: usize) -> Register {
 }
 
 /// Which instructions only compute, and on what. Nothing else may run on the host.
-fn class_of(insn: &Instruction) -> Option<Class> {
+pub(crate) fn class_of(insn: &Instruction) -> Option<Class> {
     use Mnemonic as M;
     if insn.is_privileged() || insn.is_stack_instruction() || insn.is_string_instruction() || insn.has_op_mask() {
         return None;
@@ -551,7 +551,7 @@ fn uses_mxcsr(insn: &Instruction) -> bool {
 }
 
 /// What alignment `#GP` enforces (Intel SDM volume 2, 2.4: exception classes 1 and 4).
-fn alignment(insn: &Instruction, len: usize) -> u8 {
+pub(crate) fn alignment(insn: &Instruction, len: usize) -> u8 {
     use Mnemonic as M;
     let m = insn.mnemonic();
     if m == M::Cmpxchg16b {

@@ -16,6 +16,7 @@ mod features;
 mod fpu;
 mod host;
 mod interrupt;
+mod jit;
 mod machine;
 mod mem;
 pub mod msr;
@@ -33,6 +34,7 @@ mod tests;
 
 pub use cpu::{Cpu, Exit};
 pub use features::supported_cpuid;
+pub use jit::Engine;
 pub use machine::Machine;
 pub use platform::{CpuLink, CpuidLeaf, Platform, request};
 pub use registers::{Events, Registers};

@@ -21,8 +21,9 @@ pub(crate) mod mmu {
     pub const KERNEL_AC: usize = 2;
     pub const COUNT: usize = 3;
 }
-/// In a tag: accesses go the slow way (registers, ROM, pages with code, logged pages).
-const SLOW: u64 = 1;
+/// In a tag: accesses go the slow way (registers, ROM, pages with code, logged pages). A bit of the offset in a page, above those
+/// that generated code leaves in to check an operand's alignment.
+const SLOW: u64 = 1 << 11;
 const PAGE: u64 = !0xfff;
 const NONE: u64 = u64::MAX;
 
@@ -275,11 +276,12 @@ impl Cpu {
         let page = address & PAGE;
         let physical_page = walk.physical & PAGE;
         let apic = self.apic_page == physical_page;
+        let journaling = self.checker.journal.is_some();
         let range = if apic { None } else { self.range_of(physical_page) };
         let (addend, slow, slow_write) = match range {
             Some(r) => {
                 let host = r.host + (physical_page - r.start);
-                let logged = r.readonly || r.block.is_logged_for_others();
+                let logged = r.readonly || r.block.is_logged_for_others() || journaling;
                 (host.wrapping_sub(page), 0, logged || self.machine.has_code(host >> 12))
             }
             None => (0, SLOW, true),
@@ -301,7 +303,7 @@ impl Cpu {
             entry.read = page | slow;
         }
         if walk.writable_now {
-            entry.write = page | u64::from(slow_write);
+            entry.write = page | if slow_write { SLOW } else { 0 };
         }
         if walk.executable {
             entry.exec = page | slow;
@@ -354,13 +356,18 @@ impl Cpu {
         if self.apic_page == physical & PAGE {
             return self.apic_store(physical, size, value);
         }
+        let mut journal = self.checker.journal.take();
         if let Some(r) = self.range_of(physical)
             && r.last - physical >= u64::from(size - 1)
         {
             if r.readonly {
+                self.checker.journal = journal;
                 return;
             }
             let host = r.host + (physical - r.start);
+            if let Some(journal) = &mut journal {
+                journal.note(host, size);
+            }
             // SAFETY: inside the range, whose block is kept alive.
             unsafe {
                 match size {
@@ -372,14 +379,19 @@ impl Cpu {
             }
             // After the write: whoever takes the bit then reads the new bytes.
             r.block.mark_dirty(r.offset + (physical - r.start), size.into());
+            self.checker.journal = journal;
             return;
         }
+        self.checker.journal = journal;
         // Where nothing answers, writes are dropped.
         self.outside(|cpu| cpu.machine.memory.store(physical, size, value).unwrap_or(()));
     }
 
     /// Runs device code: the processor counts as standing, and what it was asked meanwhile is done after.
     pub(crate) fn outside<T>(&mut self, f: impl FnOnce(&mut Self) -> T) -> T {
+        if let Some(journal) = &mut self.checker.journal {
+            journal.outside = true;
+        }
         let was = self.link.in_guest.swap(0, Ordering::SeqCst);
         let result = f(self);
         self.link.in_guest.store(was, Ordering::SeqCst);

@@ -107,6 +107,11 @@ impl CpuLink {
         self.requests.fetch_or(bits, Ordering::SeqCst);
     }
 
+    /// Where generated code looks for requests.
+    pub(crate) fn requests_word(&self) -> *const u32 {
+        self.requests.as_ptr()
+    }
+
     #[inline(always)]
     pub(crate) fn any(&self) -> bool {
         self.requests.load(Ordering::Relaxed) != 0

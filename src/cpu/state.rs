@@ -150,6 +150,7 @@ pub struct Table {
 }
 
 /// Registers that generated code reads and writes by offset.
+#[derive(Clone)]
 #[repr(C, align(64))]
 pub struct Hot {
     /// rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15, zero, rip.

@@ -5,4 +5,5 @@ mod faults;
 mod fuzz;
 mod instructions;
 mod interrupts;
+mod lockstep;
 mod support;

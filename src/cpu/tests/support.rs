@@ -7,7 +7,7 @@ use std::sync::{
 
 use lockstep_memory::{AddressSpace, RamBlock, Region};
 
-use crate::{Cpu, CpuLink, Machine, Platform, Registers, request, state::Segment, supported_cpuid};
+use crate::{Cpu, CpuLink, Engine, Machine, Platform, Registers, request, state::Segment, supported_cpuid};
 
 /// A platform without devices. Reading the time-stamp counter can raise an interrupt, so that tests know when it comes.
 #[derive(Default)]
@@ -72,14 +72,26 @@ pub fn data_segment() -> Segment {
     Segment { selector: 16, base: 0, limit: 0xffff_ffff, flags: 0xc0_9300 }
 }
 
-fn bare_on(platform: Arc<Quiet>) -> (Box<Cpu>, RamBlock) {
+fn bare_on(platform: Arc<Quiet>, engine: Engine) -> (Box<Cpu>, RamBlock) {
     let root = Region::whole_space("memory");
     let ram = RamBlock::new("ram", RAM).unwrap();
     root.add(0, &Region::ram("ram", ram.clone()));
     let memory = AddressSpace::memory("memory", &root);
     let ports = AddressSpace::ports("io", &Region::whole_space("io"));
     let machine = Machine::new(&memory, &ports);
-    let cpu = Cpu::new(&machine, platform, CpuLink::new(), supported_cpuid(), 1).unwrap();
+    let mut model = supported_cpuid();
+    // What is random differs between two runs.
+    for leaf in &mut model {
+        match leaf.leaf {
+            1 => leaf.ecx &= !(1 << 30),
+            7 => leaf.ebx &= !(1 << 18),
+            _ => {}
+        }
+    }
+    let mut cpu = Cpu::with_engine(&machine, platform, CpuLink::new(), model, 1, engine).unwrap();
+    if engine == Engine::Check {
+        cpu.translator.hot = 0;
+    }
     (cpu, ram)
 }
 
@@ -93,9 +105,18 @@ pub fn long_mode() -> (Box<Cpu>, RamBlock) {
     long_mode_on(Arc::default())
 }
 
+/// As [`long_mode`], with a choice of what executes.
+pub fn long_mode_with(engine: Engine) -> (Box<Cpu>, RamBlock) {
+    long_mode_of(Arc::default(), engine)
+}
+
 /// As [`long_mode`], on a platform that the test keeps.
 pub fn long_mode_on(platform: Arc<Quiet>) -> (Box<Cpu>, RamBlock) {
-    let (mut cpu, ram) = bare_on(platform);
+    long_mode_of(platform, Engine::chosen())
+}
+
+fn long_mode_of(platform: Arc<Quiet>, engine: Engine) -> (Box<Cpu>, RamBlock) {
+    let (mut cpu, ram) = bare_on(platform, engine);
     put64(&ram, 0x1000, 0x2000 | 7);
     put64(&ram, 0x2000, 0x3000 | 7);
     for i in 0..512 {

@@ -1,0 +1,62 @@
+//! What generated code finds where: guest registers in host registers, and the processor's state by distances from GS.
+
+use std::mem::offset_of;
+
+use crate::{
+    Cpu,
+    mem::TlbEntry,
+    state::{Hot, Segment},
+};
+
+use super::Shared;
+
+/// The host register of each guest register, or [`IN_MEMORY`]. RAX and R11 are free for the translator: LAHF, SETO and the
+/// division want RAX, so the guest's is elsewhere. RSP is the host's own, because a signal may come at any time. The three
+/// registers that compilers use least stay in memory.
+pub(super) const HOST: [u8; 16] = [9, 1, 2, 3, 10, 5, 6, 7, 8, IN_MEMORY, IN_MEMORY, IN_MEMORY, 12, 13, 14, 15];
+pub(super) const IN_MEMORY: u8 = 0xff;
+
+/// Distance of a field of the processor from its first part, where GS points.
+macro_rules! from_gs {
+    ($($field:tt)*) => {
+        (offset_of!(Cpu, $($field)*) as i64 - offset_of!(Cpu, hot) as i64) as i32
+    };
+}
+
+pub(super) const RIP: i32 = gpr(17);
+pub(super) const CC: i32 = offset_of!(Hot, cc) as i32;
+pub(super) const VEC: i32 = offset_of!(Hot, vec) as i32;
+pub(super) const HOST_MXCSR: i32 = offset_of!(Hot, mxcsr_host) as i32;
+pub(super) const MXCSR: i32 = from_gs!(mxcsr);
+pub(super) const KEY: i32 = from_gs!(shared) + offset_of!(Shared, key) as i32;
+pub(super) const TEMPORARY: i32 = from_gs!(shared) + offset_of!(Shared, temporary) as i32;
+pub(super) const REQUESTS: i32 = from_gs!(shared) + offset_of!(Shared, requests) as i32;
+pub(super) const JUMPS: i32 = from_gs!(shared) + offset_of!(Shared, jumps) as i32;
+pub(super) const CPU: i32 = from_gs!(shared) + offset_of!(Shared, cpu) as i32;
+pub(super) const FROM: i32 = from_gs!(shared) + offset_of!(Shared, from) as i32;
+pub(super) const VECTORS_LIVE: i32 = from_gs!(shared) + offset_of!(Shared, vectors_live) as i32;
+pub(super) const VECTORS_ALLOWED: i32 = from_gs!(shared) + offset_of!(Shared, vectors_allowed) as i32;
+pub(super) const LEAVE_AFTER: i32 = from_gs!(shared) + offset_of!(Shared, leave_after) as i32;
+
+/// Where a guest register's memory is.
+pub(super) const fn gpr(n: usize) -> i32 {
+    (offset_of!(Hot, gpr) + 8 * n) as i32
+}
+
+/// Where the base of a segment is.
+pub(super) fn segment_base(n: usize) -> i32 {
+    from_gs!(segs) + (n * size_of::<Segment>() + offset_of!(Segment, base)) as i32
+}
+
+/// Where the translation cache of a privilege context is.
+pub(super) fn tlb(mmu: usize) -> i32 {
+    from_gs!(tlb) + (mmu * crate::mem::TLB_SIZE * size_of::<TlbEntry>()) as i32
+}
+
+pub(super) const TAG_READ: i32 = offset_of!(TlbEntry, read) as i32;
+pub(super) const TAG_WRITE: i32 = offset_of!(TlbEntry, write) as i32;
+pub(super) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+
+// The inline probe's shift and mask, and that of the cache of jumps.
+const _: () = assert!(size_of::<TlbEntry>() == 32 && crate::mem::TLB_SIZE == 1024);
+const _: () = assert!(size_of::<crate::block::Jump>() == 32 && crate::block::JUMP_CACHE == 8192);

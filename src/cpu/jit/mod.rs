@@ -1,0 +1,364 @@
+//! The translator: blocks of 64-bit code become machine code of the host, which speaks the same instruction set.
+//!
+//! **Registers.** Thirteen guest registers live in host registers while generated code runs, three in memory; RAX and R11 are the
+//! translator's ([`layout`]). GS leads to the processor's state, so no register is spent on it. Most instructions are the
+//! guest's own with registers renamed ([`insn`]).
+//!
+//! **Memory.** An operand's address is looked up inline in the interpreter's translation cache: the entry's tag must be the page
+//! of the operand's last byte, which also refuses operands that cross pages. Whatever does not match (a miss, a device, ROM,
+//! a page with code, a logged page, a misaligned vector) leads to the *slow way*: the interpreter executes that one
+//! instruction, before anything of it has happened here. So faults are precise without a table of addresses, and each rule
+//! of the architecture is written once. The host itself never faults: divisors are looked at before dividing.
+//!
+//! **Flags** are in the host's flags or in [`Hot::cc`](crate::state::Hot), or both; the translator knows which at each place.
+//! They are stored before a probe or a check spoils them, so they are right whenever the interpreter or a fault may look,
+//! and they are in memory wherever a block begins or ends.
+//!
+//! **Vector registers** and MXCSR are loaded by the first instruction of a block that wants them, if the guest may use them at
+//! all and has every exception masked; they stay until somebody else's code runs.
+//!
+//! **Chaining.** A jump inside its page is a direct jump once the target is translated. Others look the target up in the cache of
+//! jumps, whose key has the generation of translations. Requests from outside are looked at on backward jumps and on lookups,
+//! so every loop sees them.
+//!
+//! **Self-modifying code** is the business of [`block`](crate::block): pages with code are not writable the fast way. A block that is
+//! dropped is not entered any more, because the generation changes; the slow way leaves generated code when that happens.
+
+mod asm;
+mod check;
+mod flow;
+mod insn;
+mod layout;
+mod stubs;
+mod translate;
+
+use std::io;
+
+use iced_x86::{Encoder, InstructionInfoFactory};
+
+use crate::{
+    Cpu,
+    arena::Arena,
+    block::{Block, END, FAULT, Jump, Next, Op},
+    interrupt::TripleFault,
+    platform::CpuLink,
+    state::{cr, gpr},
+};
+
+pub(crate) use check::Checker;
+use stubs::{Leave, Stubs};
+
+/// Which part of the processor executes blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// Every instruction is interpreted.
+    Interpreter,
+    /// What is run often is translated.
+    #[default]
+    Translator,
+    /// Blocks are run both ways and compared.
+    Check,
+}
+
+impl Engine {
+    /// What the environment asks for (`LOCKSTEP_CPU`: `interpreter`, `check`), for tests and comparisons.
+    pub(crate) fn chosen() -> Self {
+        match std::env::var("LOCKSTEP_CPU").as_deref() {
+            Ok("interpreter") => Self::Interpreter,
+            Ok("check") => Self::Check,
+            _ => Self::Translator,
+        }
+    }
+}
+
+/// Runs of a block before it is worth translating.
+const HOT: u16 = 12;
+const CODE_SIZE: usize = 128 << 20;
+
+/// State that generated code shares with us, beside [`Hot`](crate::state::Hot).
+#[repr(C)]
+pub(crate) struct Shared {
+    /// [`Cpu::jump_key`] now.
+    key: u64,
+    temporary: u64,
+    requests: *const u32,
+    jumps: *const Jump,
+    cpu: *mut Cpu,
+    /// The translation that was left by one of its exits.
+    from: *const Translation,
+    /// Vector registers and MXCSR are in the host's registers: bit 0 for SSE, bit 1 for AVX.
+    vectors_live: u8,
+    /// The same bits: what the guest may use.
+    vectors_allowed: u8,
+    /// The slow way is to leave behind the instruction.
+    leave_after: u8,
+}
+
+impl Shared {
+    pub fn new(link: &CpuLink) -> Self {
+        Self {
+            key: 0,
+            temporary: 0,
+            requests: link.requests_word(),
+            jumps: std::ptr::null(),
+            cpu: std::ptr::null_mut(),
+            from: std::ptr::null(),
+            vectors_live: 0,
+            vectors_allowed: 0,
+            leave_after: 0,
+        }
+    }
+}
+
+/// A block's machine code for one address.
+pub(crate) struct Translation {
+    pub block: *const Block,
+    pub rip: u64,
+    pub mmu: usize,
+    pub entry: *const u8,
+    exits: [Exit; 2],
+}
+
+/// A jump to another block.
+#[derive(Clone, Copy, Default)]
+struct Exit {
+    /// Where it leads.
+    rip: u64,
+    /// Address of the jump's distance, if it may be made direct.
+    site: u64,
+}
+
+/// A way out that asks to be made direct.
+#[derive(Clone, Copy)]
+pub(crate) struct Link {
+    from: *const Translation,
+    way: usize,
+    generation: u64,
+}
+
+/// What makes machine code, one for each processor.
+pub(crate) struct Translator {
+    arena: Arena,
+    stubs: Stubs,
+    encoder: Encoder,
+    info: InstructionInfoFactory,
+    link: Option<Link>,
+    /// Runs of a block before it is translated.
+    pub hot: u16,
+    /// Blocks are left one by one.
+    pub unchained: bool,
+    /// The host can set GS without its kernel.
+    fsgsbase: bool,
+}
+
+impl Translator {
+    pub fn new(engine: Engine) -> io::Result<Self> {
+        let mut arena = Arena::new(if engine == Engine::Interpreter { 1 << 16 } else { CODE_SIZE })?;
+        let stubs = Stubs::new(&mut arena)?;
+        // SAFETY: a plain query.
+        let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 != 0;
+        Ok(Self {
+            arena,
+            stubs,
+            encoder: Encoder::new(64),
+            info: InstructionInfoFactory::new(),
+            link: None,
+            hot: HOT,
+            unchained: engine == Engine::Check,
+            fsgsbase,
+        })
+    }
+
+    /// Code that leaves with `RIP` set: the code of a block that has none.
+    #[inline(always)]
+    pub fn leave(&self) -> *const u8 {
+        self.stubs.leave_end
+    }
+
+    pub fn forget_link(&mut self) {
+        self.link = None;
+    }
+}
+
+impl Cpu {
+    /// Makes this thread's GS lead to the processor's state.
+    pub(crate) fn bind_thread(&mut self) {
+        if self.engine == Engine::Interpreter {
+            return;
+        }
+        self.shared.cpu = &raw mut *self;
+        self.shared.jumps = self.jumps.as_ptr();
+        let base = (&raw const self.hot) as u64;
+        // SAFETY: nothing else in the process uses GS; the instruction is there when the host's kernel says so.
+        unsafe {
+            if self.translator.fsgsbase {
+                std::arch::asm!("wrgsbase {}", in(reg) base, options(nostack, preserves_flags));
+            } else {
+                const ARCH_SET_GS: i32 = 0x1001;
+                libc::syscall(libc::SYS_arch_prctl, ARCH_SET_GS, base);
+            }
+        }
+    }
+
+    /// Tells generated code what may have changed outside it.
+    #[inline]
+    fn refresh_shared(&mut self) {
+        self.shared.key = self.jump_key();
+        let masked = self.mxcsr & 0x1f80 == 0x1f80;
+        let sse = masked && self.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && self.cr4 & cr::CR4_OSFXSR != 0;
+        let avx = sse && self.cr4 & cr::CR4_OSXSAVE != 0 && self.xcr0 & 6 == 6;
+        self.shared.vectors_allowed = u8::from(sse) | u8::from(avx) << 1;
+    }
+
+    /// Runs the block at a place of the cache of jumps, and those that its code goes on to.
+    pub(crate) fn run_translated(&mut self, at: usize) -> Result<(), TripleFault> {
+        let link = self.translator.link.take();
+        let Jump { block, mut code, .. } = self.jumps[at];
+        if code == self.translator.leave() {
+            // SAFETY: the cache's keys are of this generation, so the block has not been dropped.
+            let b = unsafe { &mut *block.cast_mut() };
+            b.heat = b.heat.saturating_add(1);
+            if b.heat < self.translator.hot || b.code.is_empty() {
+                return self.run_single(block);
+            }
+            match self.translate_block(block) {
+                Some(new) => {
+                    code = new;
+                    self.jumps[at].code = new;
+                }
+                None => return self.run_single(block),
+            }
+        }
+        if self.engine == Engine::Check {
+            return self.run_checked(block, code);
+        }
+        if let Some(link) = link
+            && link.generation == self.generation
+        {
+            // SAFETY: nothing was dropped since the code that asks for it ran.
+            let from = unsafe { &*link.from };
+            let exit = from.exits[link.way];
+            if exit.rip == self.hot.gpr[gpr::RIP] && from.mmu == self.mmu && exit.site != 0 {
+                self.translator.arena.patch(exit.site, (code as u64).wrapping_sub(exit.site + 4) as i32);
+            }
+        }
+        self.run_code(code)
+    }
+
+    /// Runs machine code until it leaves.
+    fn run_code(&mut self, code: *const u8) -> Result<(), TripleFault> {
+        self.refresh_shared();
+        // SAFETY: the code is that of a block of this generation, and GS was set by `bind_thread` on this thread.
+        let left = unsafe { (self.translator.stubs.enter)(code) };
+        let result = match Leave::of(left) {
+            Leave::End => Ok(()),
+            Leave::Fault => self.fault(),
+            Leave::Exit { way, link } => {
+                // SAFETY: set by the code that was left; its translation is kept at least until the graveyard is emptied.
+                self.hot.gpr[gpr::RIP] = unsafe { &*self.shared.from }.exits[way].rip;
+                if link {
+                    self.translator.link = Some(Link { from: self.shared.from, way, generation: self.generation });
+                }
+                Ok(())
+            }
+        };
+        self.bury();
+        result
+    }
+
+    /// Interprets one block.
+    pub(crate) fn run_single(&mut self, block: *const Block) -> Result<(), TripleFault> {
+        self.running = block;
+        // SAFETY: the block was found in this generation.
+        let next = unsafe {
+            let ops = &(*block).ops;
+            self.instructions += ops.len() as u64;
+            (ops[0].run)(&raw mut *self, ops.as_ptr())
+        };
+        self.link_way = 0;
+        let result = if next == FAULT { self.fault() } else { Ok(()) };
+        self.bury();
+        result
+    }
+
+    /// Frees dropped blocks: none runs.
+    fn bury(&mut self) {
+        if !self.graveyard.is_empty() {
+            self.running = std::ptr::null();
+            self.translator.link = None;
+            self.graveyard.clear();
+        }
+    }
+
+    /// Machine code for a block at `RIP`. Nothing: it stays interpreted.
+    fn translate_block(&mut self, block: *const Block) -> Option<*const u8> {
+        let rip = self.hot.gpr[gpr::RIP];
+        // SAFETY: the block was found in this generation.
+        let b = unsafe { &*block };
+        let mut translation =
+            Box::new(Translation { block, rip, mmu: self.mmu, entry: std::ptr::null(), exits: Default::default() });
+        let (code, sites) = translate::translate(self, b, &translation);
+        let mut code = code;
+        let address = self.translator.arena.next_address();
+        code.settle(address);
+        let Some(entry) = self.translator.arena.add(&code.code) else {
+            // Full: everything goes, and this block comes again.
+            self.forget_all_code();
+            self.translator.arena.clear();
+            self.translator.stubs = Stubs::new(&mut self.translator.arena).ok()?;
+            self.translator.link = None;
+            return None;
+        };
+        translation.entry = entry;
+        for (way, (rip, site)) in sites.into_iter().enumerate() {
+            translation.exits[way] = Exit { rip, site: if site == 0 { 0 } else { address + site as u64 } };
+        }
+        // SAFETY: as above; nobody else holds a reference to it now.
+        unsafe { &mut *block.cast_mut() }.translations.push(translation);
+        Some(entry)
+    }
+}
+
+/// What [`stop`] returns.
+const STOPPED: Next = 2;
+
+/// Follows an operation that is run alone.
+unsafe fn stop(_cpu: *mut Cpu, _op: *const Op) -> Next {
+    STOPPED
+}
+
+/// The slow way: interprets instruction `index` of the block that runs. Nothing of it has happened yet; registers and flags are in
+/// memory. Gives 0 to go on behind it, or 1 more than why to leave.
+unsafe extern "sysv64" fn slow_way(cpu: *mut Cpu, from: *const Translation, index: u32) -> u32 {
+    // SAFETY: generated code passes its own translation and the processor that runs it.
+    unsafe {
+        let from = &*from;
+        let op = (&(*from.block).ops)[index as usize];
+        (*cpu).hot.gpr[gpr::RIP] = from.rip;
+        (*cpu).running = from.block;
+        let alone = [op, Op { run: stop, ..op }];
+        let next = (op.run)(cpu, alone.as_ptr());
+        let cpu = &mut *cpu;
+        cpu.link_way = 0;
+        match next {
+            STOPPED => {
+                let leave = std::mem::take(&mut cpu.shared.leave_after) != 0;
+                if leave || !cpu.graveyard.is_empty() || cpu.mmu != from.mmu {
+                    cpu.hot.gpr[gpr::RIP] = from.rip.wrapping_add(op.next.into());
+                    return 1 + Leave::END;
+                }
+                cpu.refresh_shared();
+                0
+            }
+            FAULT => {
+                cpu.shared.leave_after = 0;
+                1 + Leave::FAULT
+            }
+            _ => {
+                debug_assert!(next == END || next > STOPPED);
+                cpu.shared.leave_after = 0;
+                1 + Leave::END
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! One block: its instructions in order, what is known between them, and the cold ends.
+
+use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory};
+
+use crate::{Cpu, block::Block, decode, features::Features, ops};
+
+use super::{
+    Translation,
+    asm::{Asm, Fixup, Mem, ext, r},
+    layout,
+    stubs::{self, Leave, Stubs},
+};
+
+/// The instruction has to take the slow way always.
+#[derive(Debug)]
+pub(super) struct TooHard;
+
+/// A way out of the block that is not worth a place in the hot part.
+struct ColdExit {
+    from: Fixup,
+    way: usize,
+    kind: u32,
+}
+
+/// Where an instruction took the slow way, and what must hold when it comes back.
+struct ColdSlow {
+    from: Fixup,
+    index: usize,
+    back: usize,
+    vectors: bool,
+}
+
+/// What host flags, memory and vector registers hold at a place in the code.
+#[derive(Clone, Copy)]
+pub(super) struct Known {
+    /// The host's flags are the guest's.
+    pub host_flags: bool,
+    /// The flags in memory are the guest's.
+    pub memory_flags: bool,
+    /// Vector registers are live for SSE (bit 0) and AVX (bit 1).
+    pub vectors: u8,
+}
+
+/// A block being translated.
+pub(super) struct Tx<'a> {
+    pub a: Asm,
+    pub known: Known,
+    pub features: &'a Features,
+    pub stubs: &'a Stubs,
+    pub encoder: &'a mut Encoder,
+    pub info: &'a mut InstructionInfoFactory,
+    pub rip: u64,
+    /// Where the translation cache of the block's privilege context is.
+    pub tlb: i32,
+    /// The instruction: its number, and its bytes' end.
+    pub index: usize,
+    pub next: u64,
+    /// Jumps to the slow way of this instruction.
+    pub misses: Vec<Fixup>,
+    unchained: bool,
+    cold_slow: Vec<ColdSlow>,
+    cold_vectors: Vec<(Fixup, usize, usize, u8)>,
+    cold_exits: Vec<ColdExit>,
+    calls_slow: Vec<Fixup>,
+    exits: [(u64, usize); 2],
+}
+
+/// The code, and for both exits where they lead and where the jump's distance is.
+pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation) -> (Asm, [(u64, usize); 2]) {
+    let t = &mut cpu.translator;
+    let mut tx = Tx {
+        a: Asm::default(),
+        known: Known { host_flags: false, memory_flags: true, vectors: 0 },
+        features: &cpu.features,
+        stubs: &t.stubs,
+        encoder: &mut t.encoder,
+        info: &mut t.info,
+        rip: translation.rip,
+        tlb: layout::tlb(translation.mmu),
+        index: 0,
+        next: translation.rip,
+        misses: vec![],
+        unchained: t.unchained,
+        cold_slow: vec![],
+        cold_vectors: vec![],
+        cold_exits: vec![],
+        calls_slow: vec![],
+        exits: [(0, 0); 2],
+    };
+    let mut decoder = Decoder::with_ip(64, &block.code, translation.rip, DecoderOptions::NONE);
+    let mut insn = Instruction::default();
+    let mut ended = false;
+    while decoder.can_decode() && !ended && tx.index < block.ops.len() {
+        decoder.decode_out(&mut insn);
+        if !tx.features.has(&insn) {
+            decode::without_feature(&mut insn);
+        }
+        tx.next = insn.next_ip();
+        let op = &block.ops[tx.index];
+        let nothing = std::ptr::fn_addr_eq(op.run, ops::nop as crate::block::Handler);
+        if !nothing {
+            ended = tx.instruction(&insn);
+        }
+        tx.index += 1;
+    }
+    if !ended {
+        tx.save_flags();
+        let next = tx.next;
+        tx.exit(1, next);
+    }
+    tx.finish(translation);
+    (tx.a, tx.exits)
+}
+
+impl Tx<'_> {
+    /// One instruction. True: the block ends with it.
+    fn instruction(&mut self, insn: &Instruction) -> bool {
+        let (start, known) = (self.a.here(), self.known);
+        let colds = (self.a.outside.len(), self.cold_vectors.len(), self.cold_exits.len());
+        let done = if insn.is_invalid() || !self.features.has(insn) {
+            Err(TooHard)
+        } else if insn.flow_control() != FlowControl::Next {
+            self.flow(insn)
+        } else {
+            self.straight(insn).map(|()| false)
+        };
+        if let Ok(ended) = done {
+            let back = self.a.here();
+            for from in std::mem::take(&mut self.misses) {
+                let vectors = self.known.vectors != 0;
+                self.cold_slow.push(ColdSlow { from, index: self.index, back, vectors });
+            }
+            return ended;
+        }
+        self.a.code.truncate(start);
+        self.a.outside.truncate(colds.0);
+        self.cold_vectors.truncate(colds.1);
+        self.cold_exits.truncate(colds.2);
+        self.misses.clear();
+        self.known = known;
+        self.save_flags();
+        self.a.constant(r::RAX, self.index as u64);
+        let call = self.a.call();
+        self.calls_slow.push(call);
+        self.known = Known { host_flags: true, memory_flags: true, vectors: 0 };
+        false
+    }
+
+    /// Stores the flags if memory has old ones. Spoils RAX.
+    pub fn save_flags(&mut self) {
+        if !self.known.memory_flags {
+            // LAHF; SETO AL; MOV [cc], AX
+            self.a.bytes(&[0x9f, 0x0f, 0x90, 0xc0]);
+            self.a.op_mem(true, &[0x66], false, &[0x89], r::RAX, Mem::at(layout::CC));
+            self.known.memory_flags = true;
+        }
+    }
+
+    /// Code that spoils the host's flags follows.
+    pub fn spoil_flags(&mut self) {
+        self.save_flags();
+        self.known.host_flags = false;
+    }
+
+    /// Brings the flags into place. Spoils RAX.
+    pub fn load_flags(&mut self) {
+        if !self.known.host_flags {
+            stubs::load_flags(&mut self.a);
+            self.known.host_flags = true;
+        }
+    }
+
+    /// Brings CF into place; the others are spoilt.
+    pub fn load_carry(&mut self) {
+        if !self.known.host_flags {
+            // BT word [cc], 8
+            self.a.op_mem(true, &[0x66], false, &[0x0f, 0xba], 4, Mem::at(layout::CC));
+            self.a.bytes(&[8]);
+        }
+    }
+
+    /// Has the vector registers loaded.
+    pub fn want_vectors(&mut self, avx: bool) {
+        let bit = if avx { 2 } else { 1 };
+        if self.known.vectors & bit != 0 {
+            return;
+        }
+        self.spoil_flags();
+        stubs::test_byte(&mut self.a, layout::VECTORS_LIVE, bit);
+        let cold = self.a.jcc(ext::E);
+        let back = self.a.here();
+        self.cold_vectors.push((cold, self.index, back, bit));
+        self.known.vectors |= bit | 1;
+    }
+
+    /// Leaves for another block. Flags are in memory; RAX and R11 are free.
+    pub fn exit(&mut self, way: usize, target: u64) {
+        if self.unchained || (self.rip ^ target) & !0xfff != 0 {
+            self.a.constant(r::R11, target);
+            return self.look_up();
+        }
+        if target < self.next {
+            self.a.load_gs(r::RAX, layout::REQUESTS);
+            self.a.op_mem(false, &[], false, &[0x83], ext::CMP, Mem::base(r::RAX, 0));
+            self.a.bytes(&[0]);
+            let from = self.a.jcc(ext::NE);
+            self.cold_exits.push(ColdExit { from, way, kind: Leave::POLLED });
+        }
+        let from = self.a.jmp();
+        self.exits[way] = (target, Asm::position(from));
+        self.cold_exits.push(ColdExit { from, way, kind: Leave::LINK });
+    }
+
+    /// Goes on at the address in R11. Flags are in memory.
+    pub fn look_up(&mut self) {
+        let leave = self.stubs.leave_end as u64;
+        let a = &mut self.a;
+        a.store_gs(layout::RIP, r::R11);
+        if self.unchained {
+            let out = a.jmp();
+            return a.land_outside(out, leave);
+        }
+        a.load_gs(r::RAX, layout::REQUESTS);
+        a.op_mem(false, &[], false, &[0x83], ext::CMP, Mem::base(r::RAX, 0));
+        a.bytes(&[0]);
+        let out = a.jcc(ext::NE);
+        a.land_outside(out, leave);
+        a.mov(r::RAX, r::R11);
+        a.shift(true, ext::SHR, r::RAX, 13);
+        a.op_reg(false, &[0x31], r::R11, r::RAX);
+        a.alu(false, ext::AND, r::RAX, 8191);
+        a.shift(false, ext::SHL, r::RAX, 5);
+        a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::JUMPS));
+        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, 0));
+        let out = a.jcc(ext::NE);
+        a.land_outside(out, leave);
+        a.load_gs(r::R11, layout::KEY);
+        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, 8));
+        let out = a.jcc(ext::NE);
+        a.land_outside(out, leave);
+        // JMP [RAX + 24]
+        a.op_mem(false, &[], false, &[0xff], 4, Mem::base(r::RAX, 24));
+    }
+
+    /// The cold parts.
+    fn finish(&mut self, translation: &Translation) {
+        let mut calls = [
+            (std::mem::take(&mut self.calls_slow), self.stubs.slow),
+            (vec![], self.stubs.slow_vectors),
+            (vec![], self.stubs.load_sse),
+            (vec![], self.stubs.load_avx),
+        ];
+        let a = &mut self.a;
+        for cold in &self.cold_slow {
+            a.land(cold.from);
+            a.constant(r::RAX, cold.index as u64);
+            let call = a.call();
+            calls[usize::from(cold.vectors)].0.push(call);
+            let back = a.jmp();
+            a.land_at(back, cold.back);
+        }
+        for &(from, index, back, bit) in &self.cold_vectors {
+            a.land(from);
+            a.constant(r::RAX, index as u64);
+            let call = a.call();
+            calls[if bit == 1 { 2 } else { 3 }].0.push(call);
+            let jump = a.jmp();
+            a.land_at(jump, back);
+        }
+        let mut leaves = vec![];
+        for cold in &self.cold_exits {
+            a.land(cold.from);
+            a.constant(r::RAX, (cold.way as u64) << 8 | u64::from(cold.kind));
+            leaves.push(a.jmp());
+        }
+        // Who asks: R11, then the stub.
+        let who = std::ptr::from_ref(translation) as u64;
+        for (from, stub) in calls.into_iter().chain([(leaves, self.stubs.leave_from)]) {
+            if from.is_empty() {
+                continue;
+            }
+            from.into_iter().for_each(|f| a.land(f));
+            a.constant(r::R11, who);
+            let jump = a.jmp();
+            a.land_outside(jump, stub);
+        }
+    }
+}
