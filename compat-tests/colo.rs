@@ -21,6 +21,24 @@ pub enum Paste {
     AtOnce,
 }
 
+/// How a host is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    /// Its links go down, then it dies: nothing that its kernel has buffered still gets out.
+    Vanishing,
+    /// The VM dies, the host's kernel says so to everybody.
+    Crash,
+    /// The VM stands still, and comes back when the other one has taken over.
+    Hang,
+    /// The links go down and the VM runs on, until somebody makes sure that it does not.
+    Partition,
+}
+
+impl Death {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Vanishing, Self::Crash, Self::Hang, Self::Partition];
+}
+
 /// Two VMs, or one that waits for a new partner.
 pub struct Pair<'a> {
     stage: &'a Stage,
@@ -35,6 +53,8 @@ pub struct Pair<'a> {
     /// Has today's primary been a secondary?
     promoted: bool,
     started: usize,
+    /// What `LOCKSTEP_FAILPOINTS` is for the next VM that is started.
+    pub failpoints: String,
 }
 
 impl<'a> Pair<'a> {
@@ -82,6 +102,7 @@ impl<'a> Pair<'a> {
             secondary_host: second,
             promoted: false,
             started: 0,
+            failpoints: String::new(),
         };
         pair.start_secondary();
         for machine in [&pair.primary, pair.secondary()] {
@@ -116,6 +137,16 @@ impl<'a> Pair<'a> {
         self.give_primary("5-checkpoint-delay.jsonl");
     }
 
+    /// Another time between checkpoints, with one at once.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn set_checkpoint_period(&mut self, period: Duration) {
+        let arguments = serde_json::json!({ "x-checkpoint-delay": period.as_millis() as u64 });
+        let request = serde_json::json!({ "execute": "migrate-set-parameters", "arguments": arguments });
+        self.primary.monitor.command(&request.to_string());
+    }
+
     /// Waits for `count` more checkpoints on both sides.
     ///
     /// # Panics
@@ -133,13 +164,21 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If the failover fails.
     pub fn lose_secondary(&mut self) {
+        self.lose_secondary_by(Death::Vanishing).kill();
+    }
+
+    /// Loses the secondary and goes on alone: step 6. Returns the lost VM, which may not be dead.
+    ///
+    /// # Panics
+    /// If the failover fails.
+    pub fn lose_secondary_by(&mut self, death: Death) -> Machine {
         let mark = self.primary.monitor.mark();
-        let mut dead = self.secondary.take().expect("a secondary");
-        self.stage.cut(&self.secondary_host);
-        dead.kill();
+        let mut lost = self.secondary.take().expect("a secondary");
+        self.strike(&self.secondary_host, &mut lost, death);
         self.give_primary("6-primary-failover.jsonl");
         self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("primary: {failure}"));
         self.wait_until_alone();
+        lost
     }
 
     /// Kills the primary and promotes the secondary: step 7.
@@ -147,16 +186,35 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If the failover fails.
     pub fn lose_primary(&mut self) {
+        self.lose_primary_by(Death::Vanishing).kill();
+    }
+
+    /// Loses the primary and promotes the secondary: step 7. Returns the lost VM, which may not be dead.
+    ///
+    /// # Panics
+    /// If the failover fails.
+    pub fn lose_primary_by(&mut self, death: Death) -> Machine {
         let survivor = self.secondary.take().expect("a secondary");
         let mark = survivor.monitor.mark();
-        let mut dead = std::mem::replace(&mut self.primary, survivor);
-        self.stage.cut(&self.primary_host);
-        dead.kill();
+        let mut lost = std::mem::replace(&mut self.primary, survivor);
+        self.strike(&self.primary_host, &mut lost, death);
         std::mem::swap(&mut self.primary_host, &mut self.secondary_host);
         self.promoted = true;
         self.give_primary("7-secondary-failover.jsonl");
         self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("survivor: {failure}"));
         self.wait_until_alone();
+        lost
+    }
+
+    fn strike(&self, host: &Host, lost: &mut Machine, death: Death) {
+        if matches!(death, Death::Vanishing | Death::Partition) {
+            self.stage.cut(host);
+        }
+        match death {
+            Death::Vanishing | Death::Crash => lost.kill(),
+            Death::Hang => lost.freeze(),
+            Death::Partition => {}
+        }
     }
 
     /// Starts a new secondary in the dead one's place and replicates to it: step 8, or 9 if today's primary was a secondary once.
@@ -199,6 +257,7 @@ impl<'a> Pair<'a> {
         self.stage.mend(&self.secondary_host);
         let (place, primary) = (&self.secondary_host.place, &self.primary_host.place);
         let lines = secondary_at(self.procedure.block("2-secondary.sh"), place, primary);
+        let lines = with_failpoints(&self.failpoints, &lines);
         self.secondary = Some(Machine::start(&self.secondary_host, &format!("secondary{}", self.started), &lines));
     }
 
@@ -243,6 +302,10 @@ impl<'a> Pair<'a> {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+fn with_failpoints(failpoints: &str, lines: &str) -> String {
+    if failpoints.is_empty() { lines.into() } else { format!("export LOCKSTEP_FAILPOINTS='{failpoints}'\n{lines}") }
 }
 
 fn give(machine: &mut Machine, text: &str, paste: Paste) {

@@ -64,6 +64,14 @@ impl Emulator {
         matches!(self.kind, Kind::Qemu { .. })
     }
 
+    /// Another program of Lockstep's, if this is Lockstep and it has been built.
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        match &self.kind {
+            Kind::Lockstep { bin } => Some(bin.join(name)).filter(|path| path.exists()),
+            Kind::Qemu { .. } => None,
+        }
+    }
+
     /// The bridge helper to put in QEMU's place; `None` leaves the installed one.
     pub fn bridge_helper(&self) -> Option<PathBuf> {
         match &self.kind {

@@ -2,6 +2,7 @@
 //! lost byte. The guest itself is in `guest/`.
 
 pub mod colo;
+pub mod deaths;
 pub mod emulator;
 pub mod guest_image;
 pub mod image;

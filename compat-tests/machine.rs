@@ -4,6 +4,7 @@ use crate::stage::Host;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -42,6 +43,15 @@ fn print_or_keep(line: String) {
     }
 }
 
+/// Folder in which each VM gets one more monitor, a socket by its name: for whoever wants to look on.
+pub const MONITORS: &str = "LOCKSTEP_MONITORS";
+
+fn with_second_monitor(lines: &str, name: &str) -> String {
+    let Some(folder) = std::env::var_os(MONITORS) else { return lines.into() };
+    let socket = Path::new(&folder).join(format!("{name}.qmp"));
+    lines.replace("-qmp stdio", &format!("-qmp stdio -qmp unix:{},server=on,wait=off", socket.display()))
+}
+
 /// The VM's processes: the shell and what it started, one process group.
 pub struct Machine {
     /// The monitor.
@@ -60,7 +70,7 @@ impl Machine {
         let mut command = host.command("sh");
         command
             .arg("-c")
-            .arg(lines)
+            .arg(with_second_monitor(lines, name))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

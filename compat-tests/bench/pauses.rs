@@ -12,9 +12,9 @@ use std::time::Duration;
 /// Port of the checkpoint channel.
 const CHANNEL: &str = ":9998";
 /// Time between checkpoints when they are counted by the clock.
-const PERIOD_MS: u64 = 100;
+const PERIOD: Duration = Duration::from_millis(100);
 /// So long that no checkpoint comes by itself.
-const NEVER_MS: u64 = 3_600_000;
+const NEVER: Duration = Duration::from_secs(3600);
 /// From the last dirtied page to the checkpoint: in use, pages are dirtied over the whole epoch.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -29,11 +29,11 @@ pub struct Pauses {
 
 /// Checkpoints of a guest that does nothing, ten a second.
 pub fn idle(pair: &mut Pair<'_>, count: usize) -> io::Result<Pauses> {
-    set_period(pair, NEVER_MS);
+    pair.set_checkpoint_period(NEVER);
     let (before, mark) = (bytes_sent(pair.primary_host())?, pair.primary.monitor.mark());
-    set_period(pair, PERIOD_MS);
+    pair.set_checkpoint_period(PERIOD);
     pair.primary.monitor.events("RESUME", count, mark, LONG * 4).map_err(io::Error::other)?;
-    set_period(pair, NEVER_MS);
+    pair.set_checkpoint_period(NEVER);
     std::thread::sleep(Duration::from_millis(300));
     let pauses = pauses(&pair.primary.monitor.events_since(mark));
     let bytes = per_checkpoint(before, bytes_sent(pair.primary_host())?, pauses.0.len());
@@ -42,7 +42,7 @@ pub fn idle(pair: &mut Pair<'_>, count: usize) -> io::Result<Pauses> {
 
 /// Checkpoints that each find `pages` pages dirtied since the last one.
 pub fn dirtied(pair: &mut Pair<'_>, pages: u32, count: usize) -> io::Result<Pauses> {
-    set_period(pair, NEVER_MS);
+    pair.set_checkpoint_period(NEVER);
     let mut http = Http::open()?;
     let mut result = Pauses::default();
     let mut bytes = (0.0, 0);
@@ -53,7 +53,7 @@ pub fn dirtied(pair: &mut Pair<'_>, pages: u32, count: usize) -> io::Result<Paus
         }
         std::thread::sleep(SETTLE);
         let (before, mark) = (bytes_sent(pair.primary_host())?, pair.primary.monitor.mark());
-        set_period(pair, NEVER_MS + number as u64 % 2);
+        pair.set_checkpoint_period(NEVER + Duration::from_millis(number as u64 % 2));
         pair.primary.monitor.event("RESUME", mark, LONG).map_err(io::Error::other)?;
         let seen = pauses(&pair.primary.monitor.events_since(mark));
         // The first one also carries what starting the loop has cost.
@@ -66,13 +66,6 @@ pub fn dirtied(pair: &mut Pair<'_>, pages: u32, count: usize) -> io::Result<Paus
     }
     result.bytes = (bytes.1 != 0).then(|| bytes.0 / f64::from(bytes.1));
     Ok(result)
-}
-
-/// Sets the time between checkpoints; another value than before also makes one at once.
-pub fn set_period(pair: &mut Pair<'_>, milliseconds: u64) {
-    let request =
-        format!(r#"{{"execute": "migrate-set-parameters", "arguments": {{"x-checkpoint-delay": {milliseconds}}}}}"#);
-    pair.primary.monitor.command(&request);
 }
 
 /// From each STOP to the RESUME after it.

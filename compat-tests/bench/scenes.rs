@@ -17,7 +17,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(900);
 /// Between checkpoints while clients are served: the period of step 5.
-const SERVING_MS: u64 = 2000;
+const SERVING: Duration = Duration::from_secs(2);
 /// SeaBIOS, its option ROMs and the boot sector are through by then.
 const BIOS: Duration = Duration::from_secs(12);
 /// sti; hlt; jmp to hlt: a 16-bit guest that waits for the BIOS's timer, 18.2 times a second.
@@ -157,7 +157,7 @@ fn pair(stage: &Stage, size: Size) -> io::Result<SceneResult> {
     ] {
         keep(&mut result, name, seen);
     }
-    pauses::set_period(&mut pair, SERVING_MS);
+    pair.set_checkpoint_period(SERVING);
     let mark = pair.primary.monitor.mark();
     let start = std::time::Instant::now();
     serve(&mut result, size)?;

@@ -38,17 +38,27 @@ impl KeyValues {
         self.acknowledged.len()
     }
 
-    /// Reads everything back.
+    /// Reads those of the last `count` writes back that were acknowledged.
     ///
     /// # Errors
     /// The first pair that is lost or wrong.
-    pub fn verify(&self, http: &mut Http) -> io::Result<()> {
-        for (key, value) in &self.acknowledged {
+    pub fn verify_latest(&self, http: &mut Http, count: u64) -> io::Result<()> {
+        let latest = (self.next.saturating_sub(count)..self.next).map(|number| format!("key-{number}"));
+        for (key, value) in latest.filter_map(|key| self.acknowledged.get_key_value(&key)) {
             let response = http.request("GET", &format!("/kv/{key}"), &[])?;
             if response.status != 200 || response.body != *value {
                 return Err(io::Error::other(format!("{key} was acknowledged, and now: status {}", response.status)));
             }
         }
+        Ok(())
+    }
+
+    /// Reads everything back.
+    ///
+    /// # Errors
+    /// The first pair that is lost or wrong.
+    pub fn verify(&self, http: &mut Http) -> io::Result<()> {
+        self.verify_latest(http, u64::MAX)?;
         for (key, value) in &self.in_doubt {
             let response = http.request("GET", &format!("/kv/{key}"), &[])?;
             if response.status != 404 && response.body != *value {

@@ -1,0 +1,109 @@
+//! `soak deaths [--count N] [--seed N]`: random deaths, in courses of some deaths each, until one fails or all are over.
+use lockstep_compat_tests::deaths::play;
+use lockstep_compat_tests::machine;
+use lockstep_compat_tests::stage::{self, Layout, Stage};
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const USAGE: &str = "usage: soak deaths [--count N] [--seed N]
+  --count N  how many hosts die (default 1000)
+  --seed N   seed of the first course; a course that failed is played again by its seed (default: of the clock)";
+/// Deaths of one course.
+const COURSE: usize = 20;
+const LIMIT: Duration = Duration::from_secs(1200);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let Some(options) = Options::parse(&words) else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    if stage::is_inside() { course(&options) } else { courses(&options) }
+}
+
+struct Options {
+    count: usize,
+    seed: u64,
+}
+
+impl Options {
+    fn parse(words: &[String]) -> Option<Self> {
+        let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_secs());
+        let mut options = Self { count: 1000, seed };
+        let mut words = words.iter().map(String::as_str);
+        if words.next() != Some("deaths") {
+            return None;
+        }
+        while let Some(word) = words.next() {
+            match word {
+                "--count" => options.count = words.next()?.parse().ok()?,
+                "--seed" => options.seed = words.next()?.parse().ok()?,
+                _ => return None,
+            }
+        }
+        Some(options)
+    }
+}
+
+fn courses(options: &Options) -> ExitCode {
+    let (begin, mut left, mut seed, mut failed) = (Instant::now(), options.count, options.seed, Vec::new());
+    while left > 0 {
+        let count = left.min(COURSE);
+        let arguments = ["deaths", "--count", &count.to_string(), "--seed", &seed.to_string()];
+        match stage::run_again_inside(&arguments) {
+            Ok(status) if status.success() => {}
+            Ok(_) => {
+                println!("FAILED: play it again with --count {count} --seed {seed}");
+                failed.push(seed);
+            }
+            Err(error) => {
+                eprintln!("soak: {error}");
+                return ExitCode::FAILURE;
+            }
+        }
+        (left, seed) = (left - count, seed.wrapping_add(1));
+    }
+    println!(
+        "{} deaths in {:.0} min, {} courses failed {failed:?}",
+        options.count,
+        begin.elapsed().as_secs_f64() / 60.0,
+        failed.len()
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn course(options: &Options) -> ExitCode {
+    stage::watch_over(LIMIT);
+    machine::keep_errors();
+    println!("course {}", options.seed);
+    let begin = Instant::now();
+    let stage = match Stage::set_up(Layout::TwoHosts) {
+        Ok(stage) => stage,
+        Err(error) => {
+            eprintln!("soak: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let tell = |text: &str| println!("  {:>6.1} s  {text}", begin.elapsed().as_secs_f64());
+    match play(&stage, options.seed, options.count, tell) {
+        Ok(course) => {
+            println!(
+                "  {:>6.1} s  {} deaths, {} at a step: {} writes all there, {} MB right to the byte, {} round trips on connections \
+                 never reset, the longest wait {:.1} s; images clean",
+                begin.elapsed().as_secs_f64(),
+                course.deaths,
+                course.at_steps,
+                course.puts,
+                course.bulk_bytes / 1_000_000,
+                course.echoes,
+                course.worst_wait.as_secs_f64()
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            machine::print_kept();
+            println!("  {:>6.1} s  A CLIENT FAILED: {error}", begin.elapsed().as_secs_f64());
+            ExitCode::FAILURE
+        }
+    }
+}
