@@ -21,8 +21,8 @@ const MAX_IN_FLIGHT: usize = 64;
 /// Most extents kept of one block status reply; QEMU sends no more than 2048.
 const MAX_EXTENTS: usize = 4096;
 
-/// How long an orderly end may take before the socket is just shut.
-const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
+/// How long an orderly end may take before the socket is just shut. A failover waits for it when the server's host is gone.
+const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// What the server said to a request.
 #[derive(Debug, Default)]
