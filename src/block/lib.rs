@@ -47,6 +47,8 @@ pub use open::{OpenContext, OpenFlags};
 pub use options::{ChildSpec, Options};
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 
 /// A message for the person who started the program, on the standard error stream as QEMU prints it.

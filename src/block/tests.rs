@@ -1,17 +1,9 @@
 //! The graph as its users see it: opening, errors, permissions, drain.
 
+use crate::testing::{on_context, options};
 use crate::*;
-use lockstep_event::Context;
 use std::cell::RefCell;
 use std::rc::Rc;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
-
-fn options(pairs: &[(&str, &str)]) -> Options {
-    Options::from_pairs(pairs.iter().copied())
-}
 
 fn temp_image(bytes: &[u8]) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();

@@ -36,14 +36,8 @@ pub fn run(arguments: &[String]) -> Outcome {
         return help(parsed.value("format").unwrap_or("qcow2"));
     }
     let name = args::one_filename("amend", &parsed)?;
-    let mut flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-    let mode = parsed.value("cache").unwrap_or("writeback");
-    let Some(writethrough) = open::cache_mode(mode, &mut flags) else {
-        args::report(&format!("Invalid cache option: {mode}"));
-        return Err(FAILURE);
-    };
-    let request =
-        Request { name, image_opts: parsed.has("image-opts"), format: parsed.value("format"), flags, writethrough };
+    let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+    let request = Request::of(&parsed, name, flags).cached(&parsed)?;
     let wanted = options_of(&parsed, "options");
     let show = parsed.has("progress") && !parsed.has("quiet");
     open::run(|graph| async move {

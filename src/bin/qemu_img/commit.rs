@@ -2,7 +2,7 @@
 
 use super::open::{self, Image, Request};
 use super::progress::Progress;
-use super::{FAILURE, Outcome, args};
+use super::{Outcome, args};
 use lockstep_bin::getopt::{Spec, opt};
 use lockstep_block::io::is_zero;
 use lockstep_block::{Graph, Node, OpenFlags, Perm, Preallocation, Status, WriteFlags};
@@ -29,14 +29,8 @@ pub fn run(arguments: &[String]) -> Outcome {
     let Some(parsed) = args::parse("commit", arguments, OPTIONS)? else { return Ok(()) };
     args::refuse(&parsed, &["object", "rate"])?;
     let name = args::one_filename("commit", &parsed)?;
-    let mut flags = OpenFlags { unmap: true, ..OpenFlags::default() };
-    let mode = parsed.value("cache").unwrap_or("writeback");
-    let Some(writethrough) = open::cache_mode(mode, &mut flags) else {
-        args::report(&format!("Invalid cache option: {mode}"));
-        return Err(FAILURE);
-    };
-    let request =
-        Request { name, image_opts: parsed.has("image-opts"), format: parsed.value("format"), flags, writethrough };
+    let flags = OpenFlags { unmap: true, ..OpenFlags::default() };
+    let request = Request::of(&parsed, name, flags).cached(&parsed)?;
     let base = parsed.value("base");
     // With a base further down the image in between would be wrong anyway: nothing is emptied.
     let keep = parsed.has("drop") || base.is_some();

@@ -42,13 +42,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     let limit = number(&parsed, "max-length")?;
     let name = args::one_filename("map", &parsed)?;
     let flags = OpenFlags { force_share: parsed.has("force-share"), ..open::read_only() };
-    let request = Request {
-        name,
-        image_opts: parsed.has("image-opts"),
-        format: parsed.value("format"),
-        flags,
-        writethrough: false,
-    };
+    let request = Request::of(&parsed, name, flags);
     open::run(|graph| async move {
         let image = open::image(&graph, request).await?;
         let entries = match collect(&image.node, start, limit).await {

@@ -1,6 +1,7 @@
 //! Opening images for the commands.
 
-use super::args;
+use super::{FAILURE, args};
+use lockstep_bin::getopt::Parsed;
 use lockstep_block::{Backend, Graph, Node, OpenFlags, Options, Perm};
 use lockstep_event::Context;
 use lockstep_util::{Error, Result, bail};
@@ -19,6 +20,24 @@ pub struct Request<'a> {
     pub flags: OpenFlags,
     /// Every write is stable when it ends.
     pub writethrough: bool,
+}
+
+impl<'a> Request<'a> {
+    /// The image `name`, by the options `-f` and `--image-opts`.
+    pub fn of(parsed: &'a Parsed, name: &'a str, flags: OpenFlags) -> Self {
+        Self { name, image_opts: parsed.has("image-opts"), format: parsed.value("format"), flags, writethrough: false }
+    }
+
+    /// The same with the cache mode of `-t`; says what is wrong with it and fails.
+    pub fn cached(mut self, parsed: &Parsed) -> std::result::Result<Self, u8> {
+        let mode = parsed.value("cache").unwrap_or("writeback");
+        let Some(writethrough) = cache_mode(mode, &mut self.flags) else {
+            args::report(&format!("Invalid cache option: {mode}"));
+            return Err(FAILURE);
+        };
+        self.writethrough = writethrough;
+        Ok(self)
+    }
 }
 
 /// An open image and its user.

@@ -38,20 +38,14 @@ pub fn run(arguments: &[String]) -> Outcome {
     if !just_name && backing.is_none() {
         return args::usage(Some("rebase"), "Must specify backing file (-b) or use unsafe mode (-u)");
     }
-    let mut flags = OpenFlags { no_backing: just_name, unmap: true, ..OpenFlags::default() };
+    let flags = OpenFlags { no_backing: just_name, unmap: true, ..OpenFlags::default() };
     let mut backing_flags = open::read_only();
-    let mode = parsed.value("cache").unwrap_or("writeback");
-    let Some(writethrough) = open::cache_mode(mode, &mut flags) else {
-        args::report(&format!("Invalid cache option: {mode}"));
-        return Err(FAILURE);
-    };
+    let request = Request::of(&parsed, name, flags).cached(&parsed)?;
     let mode = parsed.value("backing-cache").unwrap_or("writeback");
     if open::cache_mode(mode, &mut backing_flags).is_none() {
         args::report(&format!("Invalid source cache option: {mode}"));
         return Err(FAILURE);
     }
-    let request =
-        Request { name, image_opts: parsed.has("image-opts"), format: parsed.value("format"), flags, writethrough };
     let format = parsed.value("backing-format");
     let progress = parsed.has("progress") && !parsed.has("quiet");
     open::run(|graph| async move {

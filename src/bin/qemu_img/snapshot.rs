@@ -25,13 +25,7 @@ pub fn run(arguments: &[String]) -> Outcome {
     args::refuse(&parsed, &["object", "apply", "create", "delete"])?;
     let name = args::one_filename("snapshot", &parsed)?;
     let flags = OpenFlags { force_share: parsed.has("force-share"), ..open::read_only() };
-    let request = Request {
-        name,
-        image_opts: parsed.has("image-opts"),
-        format: parsed.value("format"),
-        flags,
-        writethrough: false,
-    };
+    let request = Request::of(&parsed, name, flags);
     open::run(|graph| async move {
         let image = open::image(&graph, request).await?;
         let snapshots = match image.node.driver() {

@@ -11,13 +11,12 @@ use super::copy_before_write::CopyBeforeWrite;
 use super::edge::JobEdge;
 use super::job::{ErrorAction, Job, JobDriver, OnError};
 use super::mirror::SyncMode;
-use super::{JobType, Jobs};
+use super::{JobType, Jobs, target};
 use crate::child::{Child, Perm};
 use crate::driver::LocalBoxFuture;
 use crate::graph::{Graph, WeakGraph};
 use crate::node::{BlockOp, Node, OpBlockGuard};
 use crate::open::OpenFlags;
-use crate::options::Options;
 
 /// How long a job that only copies before writes sleeps without being woken.
 const IDLE: Duration = Duration::from_secs(1);
@@ -73,21 +72,8 @@ pub async fn drive_backup(
     let source = graph.lookup(&args.device)?;
     source.check_op(BlockOp::BackupSource)?;
     args.common.options(graph, &source)?;
-    let format = match (format, mode) {
-        (Some(format), _) => Some(format.to_owned()),
-        (None, NewImageMode::Existing) => None,
-        (None, NewImageMode::AbsolutePaths) => Some(source.def().name.to_owned()),
-    };
-    if mode == NewImageMode::AbsolutePaths {
-        let size = source.len().map_err(|e| Error::with_errno("bdrv_getlength failed", &e))?;
-        super::target::create(graph, target, format.as_deref().unwrap_or("raw"), size, &source, args.sync).await?;
-    }
-    let mut options = Options::new();
-    if let Some(format) = format {
-        options.set("driver", format);
-    }
-    let flags = OpenFlags { no_backing: true, ..OpenFlags::default() };
-    let target = graph.open(Some(target), options, flags).await?;
+    let wanted = target::Target { filename: target, format, mode, node_name: None };
+    let target = target::open(graph, wanted, &source, args.sync, OpenFlags::default()).await?;
     let result = start(graph, args, &source, &target).await;
     drop(target);
     if result.is_err() {

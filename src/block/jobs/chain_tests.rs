@@ -4,19 +4,14 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use lockstep_event::Context;
-
 use super::chain::{CommitArgs, LayerName, StreamArgs, block_commit, block_stream};
 use super::commands::{CommonArgs, MirrorArgs, NewImageMode, drive_mirror};
 use super::mirror::SyncMode;
 use super::*;
+use crate::testing::on_context;
 use crate::*;
 
 const SIZE: u64 = 4 << 20;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
 
 struct Chain {
     graph: Graph,

@@ -6,13 +6,12 @@ use lockstep_util::{Error, Result, bail};
 
 use super::job::{JobOptions, OnError};
 use super::mirror::{DEFAULT_BUF_SIZE, Engine, Mirror, MirrorParts, SyncMode};
-use super::{JobEdge, JobType, Jobs};
+use super::{JobEdge, JobType, Jobs, target};
 use crate::child::{ChildRole, Perm};
 use crate::driver::LocalBoxFuture;
 use crate::graph::Graph;
 use crate::node::{BlockOp, Node};
 use crate::open::OpenFlags;
-use crate::options::Options;
 
 /// Name of a mirror's edge to what it reads.
 const MIRROR_SOURCE: &str = "mirror source";
@@ -133,24 +132,9 @@ pub async fn drive_mirror(
     source.check_op(BlockOp::MirrorSource)?;
     check_mirror_args(&args)?;
     args.common.options(graph, &source)?;
-    let format = match (format, mode) {
-        (Some(format), _) => Some(format.to_owned()),
-        (None, NewImageMode::Existing) => None,
-        (None, NewImageMode::AbsolutePaths) => Some(source.def().name.to_owned()),
-    };
-    if mode == NewImageMode::AbsolutePaths {
-        let size = source.len().map_err(|e| Error::with_errno("bdrv_getlength failed", &e))?;
-        super::target::create(graph, target, format.as_deref().unwrap_or("raw"), size, &source, args.sync).await?;
-    }
-    let mut options = Options::new();
-    if let Some(name) = node_name {
-        options.set("node-name", name);
-    }
-    if let Some(format) = format {
-        options.set("driver", format);
-    }
-    let flags = OpenFlags { read_only: false, unmap: args.unmap, no_backing: true, ..OpenFlags::default() };
-    let target = graph.open(Some(target), options, flags).await?;
+    let wanted = target::Target { filename: target, format, mode, node_name };
+    let flags = OpenFlags { read_only: false, unmap: args.unmap, ..OpenFlags::default() };
+    let target = target::open(graph, wanted, &source, args.sync, flags).await?;
     let result = start_mirror(graph, args, &source, &target);
     drop(target);
     if result.is_err() {

@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use lockstep_event::Context;
 use serde_json::{Value, json};
 
 use super::backup::{BackupArgs, blockdev_backup, drive_backup};
@@ -14,15 +13,8 @@ use super::*;
 use crate::commands;
 use crate::export::server::{ListenAddress, ServerOptions};
 use crate::export::{Exports, NbdExportOptions};
+use crate::testing::{on_context, options};
 use crate::*;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
-
-fn options(pairs: &[(&str, &str)]) -> Options {
-    Options::from_pairs(pairs.iter().copied())
-}
 
 #[derive(Clone, Default)]
 struct Events(Rc<RefCell<Vec<(String, Value)>>>);

@@ -1,35 +1,16 @@
 //! The client and the server against each other and against QEMU's tools (where those are installed).
 
-use std::cell::RefCell;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use lockstep_event::Context;
 use serde_json::Value;
 
 use crate::export::server::{ListenAddress, ServerOptions};
 use crate::export::{Exports, NbdExportOptions, RemoveMode};
+use crate::testing::{graph_with_events, on_context, options};
 use crate::*;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
-
-fn options(pairs: &[(&str, &str)]) -> Options {
-    Options::from_pairs(pairs.iter().copied())
-}
-
-type Events = Rc<RefCell<Vec<(String, Value)>>>;
-
-fn graph_with_events() -> (Graph, Events) {
-    let graph = Graph::new();
-    let events: Events = Rc::default();
-    let sink = events.clone();
-    graph.set_event_sink(Rc::new(move |name, data| sink.borrow_mut().push((name.to_owned(), data))));
-    (graph, events)
-}
 
 /// A graph with the raw file exported as `disk`; gives the server's port.
 async fn serve(path: &Path, writable: bool) -> (Graph, String) {

@@ -3,14 +3,10 @@
 
 use super::check::{Fix, check};
 use super::*;
+use crate::testing::on_context;
 use crate::{Backend, Graph, Options, Perm};
-use lockstep_event::Context;
 use std::path::Path;
 use std::process::Command;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
 
 struct Image {
     graph: Graph,

@@ -1,32 +1,13 @@
 //! The quorum driver against a model, and its run-time children.
 
-use std::cell::RefCell;
 use std::rc::Rc;
 
-use lockstep_event::Context;
 use proptest::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::commands::{drive_add_node, drive_del, x_blockdev_change};
+use crate::testing::{Events, graph_with_events, on_context, options};
 use crate::*;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
-
-fn options(pairs: &[(&str, &str)]) -> Options {
-    Options::from_pairs(pairs.iter().copied())
-}
-
-type Events = Rc<RefCell<Vec<(String, Value)>>>;
-
-fn graph_with_events() -> (Graph, Events) {
-    let graph = Graph::new();
-    let events: Events = Rc::default();
-    let sink = events.clone();
-    graph.set_event_sink(Rc::new(move |name, data| sink.borrow_mut().push((name.to_owned(), data))));
-    (graph, events)
-}
 
 async fn device(graph: &Graph, pairs: &[(&str, &str)]) -> lockstep_util::Result<Rc<Backend>> {
     let node = graph.open(None, options(pairs), OpenFlags::default()).await?;

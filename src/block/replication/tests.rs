@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
-use lockstep_event::Context;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -17,17 +16,10 @@ use crate::export::{Exports, NbdExportOptions};
 use crate::jobs::Jobs;
 use crate::jobs::commands::{MirrorArgs, NewImageMode, drive_mirror};
 use crate::jobs::mirror::SyncMode;
+use crate::testing::{on_context, options};
 use crate::*;
 
 const SIZE: u64 = 4 << 20;
-
-fn on_context<F: Future>(f: F) -> F::Output {
-    Context::new("test").unwrap().run(f)
-}
-
-fn options(pairs: &[(&str, &str)]) -> Options {
-    Options::from_pairs(pairs.iter().copied())
-}
 
 async fn create(path: &Path, size: u64) {
     let options = Options::from_pairs([("size", size.to_string())]);
