@@ -42,17 +42,32 @@ pub struct MachineType {
     pub default: bool,
 }
 
+/// The i440FX machine of a QEMU version. Those before 10.0 have the same devices with the same state; what a stream says beside them
+/// follows from the name (`lockstep_migration::Frames`).
+macro_rules! i440fx {
+    ($version:literal) => {
+        MachineType {
+            name: concat!("pc-i440fx-", $version),
+            qom_type: concat!("pc-i440fx-", $version, "-machine"),
+            alias: None,
+            description: "Standard PC (i440FX + PIIX, 1996)",
+            kind: MachineKind::Pc,
+            max_cpus: 8,
+            default: false,
+        }
+    };
+}
+
 /// All kinds of machine.
 pub static MACHINE_TYPES: &[MachineType] = &[
-    MachineType {
-        name: "pc-i440fx-10.0",
-        qom_type: "pc-i440fx-10.0-machine",
-        alias: Some("pc"),
-        description: "Standard PC (i440FX + PIIX, 1996)",
-        kind: MachineKind::Pc,
-        max_cpus: 8,
-        default: true,
-    },
+    i440fx!("9.2"),
+    i440fx!("9.1"),
+    i440fx!("9.0"),
+    i440fx!("8.2"),
+    i440fx!("8.1"),
+    i440fx!("8.0"),
+    i440fx!("7.2"),
+    MachineType { alias: Some("pc"), default: true, ..i440fx!("10.0") },
     MachineType {
         name: "none",
         qom_type: "none-machine",

@@ -1,5 +1,6 @@
 //! The machine from outside, by the protocols that it speaks: its migration stream against QEMU's, and its devices by `qtest`.
 
+mod colo;
 mod guest;
 mod migration;
 mod stream;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::vm::{LOCKSTEP, Vm, accelerators, qemu};
+use crate::vm::{Program, Vm, accelerators, has_qemu};
 
 /// The sections and fields of the documented primary in a stream of QEMU 10.0.2, before its first instruction.
 const FACTS: &str = include_str!("stream.txt");
@@ -182,7 +182,7 @@ fn fields(described: &Value, indent: &str, out: &mut Vec<String>) {
 }
 
 /// Streams of the documented primary, as it is before its first instruction. A network that needs no privilege is in the tap's place.
-fn documented(program: &str, accelerator: &str) -> Vec<u8> {
+fn documented(program: Program, accelerator: &str) -> Vec<u8> {
     let dir = TempDir::new().expect("a folder");
     let disk = dir.path().join("disk.raw");
     std::fs::File::create(&disk).and_then(|f| f.set_len(16 << 20)).expect("a disk");
@@ -235,7 +235,7 @@ fn facts(accelerator: &str) -> Vec<String> {
 #[test]
 fn a_saved_machine_is_what_its_description_says_and_what_qemu_has() {
     for &accelerator in accelerators() {
-        let ours = lines(&walk(&documented(LOCKSTEP, accelerator)));
+        let ours = lines(&walk(&documented(Program::Lockstep, accelerator)));
         let wrong = differences(&ours, &facts(accelerator));
         assert!(wrong.is_empty(), "{accelerator}:\n{}", wrong.join("\n"));
     }
@@ -244,9 +244,11 @@ fn a_saved_machine_is_what_its_description_says_and_what_qemu_has() {
 /// The facts are QEMU's, where it can be asked.
 #[test]
 fn the_facts_are_those_of_the_installed_qemu() {
-    let Some(qemu) = qemu() else { return };
+    if !has_qemu() {
+        return;
+    }
     for &accelerator in accelerators() {
-        let theirs = lines(&walk(&documented(qemu, accelerator)));
+        let theirs = lines(&walk(&documented(Program::Qemu, accelerator)));
         let wrong = differences(&theirs, &facts(accelerator));
         assert!(wrong.is_empty(), "{accelerator}:\n{}", wrong.join("\n"));
     }

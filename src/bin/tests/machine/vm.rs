@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
@@ -10,21 +10,58 @@ use std::{
 
 use serde_json::{Value, json};
 
-/// Lockstep's program.
-pub const LOCKSTEP: &str = env!("CARGO_BIN_EXE_qemu-system-x86_64");
+/// Root of an unpacked QEMU that can be a COLO primary (7.2).
+const OLD_QEMU: &str = "LOCKSTEP_COMPAT_QEMU";
+
+/// What runs a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// This project's.
+    Lockstep,
+    /// The installed QEMU.
+    Qemu,
+    /// The QEMU that can be a COLO primary.
+    OldQemu,
+}
+
+impl Program {
+    fn command(self) -> Command {
+        match self {
+            Self::Lockstep => Command::new(env!("CARGO_BIN_EXE_qemu-system-x86_64")),
+            Self::Qemu => Command::new(QEMU),
+            Self::OldQemu => {
+                let root = PathBuf::from(std::env::var_os(OLD_QEMU).expect("it was looked for"));
+                let mut command = Command::new(root.join("usr/bin").join(QEMU));
+                command.env("LD_LIBRARY_PATH", root.join("usr/lib/x86_64-linux-gnu"));
+                command.args(["-L", "/usr/share/qemu", "-L", "/usr/share/seabios", "-L", "/usr/lib/ipxe/qemu"]);
+                command
+            }
+        }
+    }
+}
+
+const QEMU: &str = "qemu-system-x86_64";
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The installed QEMU, if there is one. Says so if there is none.
-pub fn qemu() -> Option<&'static str> {
-    const NAME: &str = "qemu-system-x86_64";
-    let version = Command::new(NAME).arg("-version").output().ok();
+/// Whether QEMU is installed; says so if not.
+pub fn has_qemu() -> bool {
+    let version = Command::new(QEMU).arg("-version").output().ok();
     let there = version.is_some_and(|v| !String::from_utf8_lossy(&v.stdout).contains("Lockstep"));
     if !there {
-        eprintln!("skipped in part: no QEMU is installed");
+        eprintln!("SKIPPED IN PART: no QEMU is installed");
     }
-    there.then_some(NAME)
+    there
+}
+
+/// Whether there is a QEMU that can be a COLO primary; says so if not.
+pub fn has_old_qemu() -> bool {
+    let there = std::env::var_os(OLD_QEMU).is_some();
+    if !there {
+        eprintln!("SKIPPED IN PART: {OLD_QEMU} names no unpacked QEMU 7.2");
+    }
+    there
 }
 
 /// The engines that work on this host.
@@ -32,7 +69,7 @@ pub fn accelerators() -> &'static [&'static str] {
     if std::fs::File::open("/dev/kvm").is_ok() {
         return &["tcg", "kvm"];
     }
-    eprintln!("skipped in part: no KVM on this host");
+    eprintln!("SKIPPED IN PART: no KVM on this host");
     &["tcg"]
 }
 
@@ -45,8 +82,9 @@ pub struct Vm {
 
 impl Vm {
     /// Starts `program` with a monitor.
-    pub fn start(program: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(program)
+    pub fn start(program: Program, arguments: &[&str]) -> Self {
+        let mut child = program
+            .command()
             .args(["-display", "none", "-monitor", "none", "-qmp", "stdio"])
             .args(arguments)
             .stdin(Stdio::piped())
@@ -71,15 +109,19 @@ impl Vm {
         vm
     }
 
-    /// What a command returns.
+    /// What a command returns, which must not be an error.
     pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+        self.try_ask(command, arguments).unwrap_or_else(|e| panic!("{command}: {e}"))
+    }
+
+    /// What a command returns, or its error.
+    pub fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, Value> {
         let request = json!({"execute": command, "arguments": arguments});
         writeln!(self.input, "{request}").expect("the monitor reads");
         loop {
             let message = self.messages.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{command}: {e}"));
             if message.get("event").is_none() {
-                assert!(message.get("error").is_none(), "{command}: {message}");
-                return message["return"].clone();
+                return message.get("error").map_or(Ok(message["return"].clone()), |e| Err(e.clone()));
             }
         }
     }
@@ -99,6 +141,9 @@ impl Vm {
         self.migrate(&format!("exec:cat > {}", path.display()));
         std::fs::read(path).expect("a stream")
     }
+
+    /// Kills it as a crash of its host would.
+    pub fn crash(self) {}
 
     /// Asks until it is so.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
