@@ -2,7 +2,7 @@
 use crate::guest_image::GuestImage;
 use crate::image::check_image;
 use crate::machine::Machine;
-use crate::monitor::PROMPT;
+use crate::monitor::{Mark, PROMPT};
 use crate::procedure::{Procedure, secondary_at, with_peer};
 use crate::stage::{Host, Stage};
 use std::io;
@@ -52,6 +52,8 @@ pub struct Pair<'a> {
     secondary_host: Host,
     /// Has today's primary been a secondary?
     promoted: bool,
+    /// Where the events of primary and secondary stood when the pair was joined.
+    joined: [Mark; 2],
     started: usize,
     /// What `LOCKSTEP_FAILPOINTS` is for the next VM that is started.
     pub failpoints: String,
@@ -71,7 +73,20 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn start_with(stage: &'a Stage, paste: Paste, make: impl FnOnce(&Path) -> io::Result<()>) -> Self {
-        let mut pair = Self::launch_with(stage, paste, make);
+        Self::launch_with(stage, paste, ["", ""], make).set_up()
+    }
+
+    /// [`start`](Self::start) with failpoints (`LOCKSTEP_FAILPOINTS`) of the primary and the secondary.
+    ///
+    /// # Panics
+    /// If a step fails.
+    pub fn start_with_failpoints(stage: &'a Stage, paste: Paste, failpoints: [&str; 2]) -> Self {
+        Self::launch_with(stage, paste, failpoints, |image| GuestImage::default().create(image)).set_up()
+    }
+
+    /// Steps 3 and 4.
+    fn set_up(self) -> Self {
+        let mut pair = self;
         pair.set_up_secondary();
         pair.join("4-primary-setup.jsonl");
         pair
@@ -82,16 +97,23 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn launch(stage: &'a Stage, paste: Paste) -> Self {
-        Self::launch_with(stage, paste, |image| GuestImage::default().create(image))
+        Self::launch_with(stage, paste, ["", ""], |image| GuestImage::default().create(image))
     }
 
-    fn launch_with(stage: &'a Stage, paste: Paste, make: impl FnOnce(&Path) -> io::Result<()>) -> Self {
+    fn launch_with(
+        stage: &'a Stage,
+        paste: Paste,
+        failpoints: [&str; 2],
+        make: impl FnOnce(&Path) -> io::Result<()>,
+    ) -> Self {
         let procedure = Procedure::read();
         let [first, second] = stage.hosts.clone();
         let image = Path::new(&first.place.folder).join("primary.qcow2");
         make(&image).unwrap_or_else(|error| panic!("The guest's image: {error}"));
         std::fs::copy(&image, Path::new(&second.place.folder).join("primary.qcow2")).expect("copying an image");
-        let primary = Machine::start(&first, "primary", procedure.block("1-primary.sh"));
+        stage.mend(&first);
+        let lines = with_failpoints(failpoints[0], procedure.block("1-primary.sh"));
+        let primary = Machine::start(&first, "primary", &lines);
         let mut pair = Self {
             stage,
             procedure,
@@ -101,10 +123,11 @@ impl<'a> Pair<'a> {
             primary_host: first,
             secondary_host: second,
             promoted: false,
+            joined: [Mark::START; 2],
             started: 0,
             failpoints: String::new(),
         };
-        pair.start_secondary();
+        pair.start_secondary(failpoints[1]);
         for machine in [&pair.primary, pair.secondary()] {
             machine.monitor.greeting(LONG).unwrap_or_else(|failure| panic!("{}: {failure}", machine.name()));
         }
@@ -167,18 +190,28 @@ impl<'a> Pair<'a> {
         self.lose_secondary_by(Death::Vanishing).kill();
     }
 
-    /// Loses the secondary and goes on alone: step 6. Returns the lost VM, which may not be dead.
+    /// Loses the secondary and goes on alone. Returns the lost VM, which may not be dead.
     ///
     /// # Panics
     /// If the failover fails.
     pub fn lose_secondary_by(&mut self, death: Death) -> Machine {
-        let mark = self.primary.monitor.mark();
-        let mut lost = self.secondary.take().expect("a secondary");
-        self.strike(&self.secondary_host, &mut lost, death);
+        let lost = self.secondary.as_mut().expect("a secondary");
+        strike(self.stage, &self.secondary_host, lost, death);
+        self.leave_secondary()
+    }
+
+    /// Goes on without the secondary, whatever that does: step 6. Returns it.
+    ///
+    /// # Panics
+    /// If the failover fails.
+    pub fn leave_secondary(&mut self) -> Machine {
+        let old = self.secondary.take().expect("a secondary");
         self.give_primary("6-primary-failover.jsonl");
-        self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("primary: {failure}"));
+        // It may have told already, when it lost its secondary.
+        let told = self.primary.monitor.event("COLO_EXIT", self.joined[0], LONG);
+        told.unwrap_or_else(|failure| panic!("primary: {failure}"));
         self.wait_until_alone();
-        lost
+        old
     }
 
     /// Kills the primary and promotes the secondary: step 7.
@@ -189,32 +222,29 @@ impl<'a> Pair<'a> {
         self.lose_primary_by(Death::Vanishing).kill();
     }
 
-    /// Loses the primary and promotes the secondary: step 7. Returns the lost VM, which may not be dead.
+    /// Loses the primary and promotes the secondary. Returns the lost VM, which may not be dead.
     ///
     /// # Panics
     /// If the failover fails.
     pub fn lose_primary_by(&mut self, death: Death) -> Machine {
+        strike(self.stage, &self.primary_host, &mut self.primary, death);
+        self.take_over()
+    }
+
+    /// Promotes the secondary, whatever its primary does: step 7. Returns the old primary.
+    ///
+    /// # Panics
+    /// If the failover fails.
+    pub fn take_over(&mut self) -> Machine {
         let survivor = self.secondary.take().expect("a secondary");
-        let mark = survivor.monitor.mark();
-        let mut lost = std::mem::replace(&mut self.primary, survivor);
-        self.strike(&self.primary_host, &mut lost, death);
+        let old = std::mem::replace(&mut self.primary, survivor);
         std::mem::swap(&mut self.primary_host, &mut self.secondary_host);
         self.promoted = true;
         self.give_primary("7-secondary-failover.jsonl");
-        self.primary.monitor.event("COLO_EXIT", mark, LONG).unwrap_or_else(|failure| panic!("survivor: {failure}"));
+        let told = self.primary.monitor.event("COLO_EXIT", self.joined[1], LONG);
+        told.unwrap_or_else(|failure| panic!("survivor: {failure}"));
         self.wait_until_alone();
-        lost
-    }
-
-    fn strike(&self, host: &Host, lost: &mut Machine, death: Death) {
-        if matches!(death, Death::Vanishing | Death::Partition) {
-            self.stage.cut(host);
-        }
-        match death {
-            Death::Vanishing | Death::Crash => lost.kill(),
-            Death::Hang => lost.freeze(),
-            Death::Partition => {}
-        }
+        old
     }
 
     /// Starts a new secondary in the dead one's place and replicates to it: step 8, or 9 if today's primary was a secondary once.
@@ -222,7 +252,8 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn resume(&mut self) {
-        self.start_secondary();
+        let failpoints = self.failpoints.clone();
+        self.start_secondary(&failpoints);
         let greeting = self.secondary().monitor.greeting(LONG);
         greeting.unwrap_or_else(|failure| panic!("new secondary: {failure}"));
         self.set_up_secondary();
@@ -252,12 +283,12 @@ impl<'a> Pair<'a> {
         }
     }
 
-    fn start_secondary(&mut self) {
+    fn start_secondary(&mut self, failpoints: &str) {
         self.started += 1;
         self.stage.mend(&self.secondary_host);
         let (place, primary) = (&self.secondary_host.place, &self.primary_host.place);
         let lines = secondary_at(self.procedure.block("2-secondary.sh"), place, primary);
-        let lines = with_failpoints(&self.failpoints, &lines);
+        let lines = with_failpoints(failpoints, &lines);
         self.secondary = Some(Machine::start(&self.secondary_host, &format!("secondary{}", self.started), &lines));
     }
 
@@ -270,6 +301,7 @@ impl<'a> Pair<'a> {
     /// Gives the primary the file that ends in `migrate`, and waits until both VMs run.
     fn join(&mut self, file: &str) {
         let marks = [self.primary.monitor.mark(), self.secondary().monitor.mark()];
+        self.joined = marks;
         self.give_primary(file);
         for (machine, mark) in [&self.primary, self.secondary()].into_iter().zip(marks) {
             let running = machine.monitor.event("RESUME", mark, LONG);
@@ -301,6 +333,17 @@ impl<'a> Pair<'a> {
             assert!(start.elapsed() < PROMPT, "the survivor does not run: {status} {colo}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+fn strike(stage: &Stage, host: &Host, lost: &mut Machine, death: Death) {
+    if matches!(death, Death::Vanishing | Death::Partition) {
+        stage.cut(host);
+    }
+    match death {
+        Death::Vanishing | Death::Crash => lost.kill(),
+        Death::Hang => lost.freeze(),
+        Death::Partition => {}
     }
 }
 

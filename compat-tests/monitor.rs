@@ -42,6 +42,11 @@ struct Shared {
 #[derive(Clone, Copy, Debug)]
 pub struct Mark(usize);
 
+impl Mark {
+    /// The beginning of the stream.
+    pub const START: Self = Self(0);
+}
+
 /// The client.
 pub struct Monitor {
     name: String,

@@ -58,6 +58,8 @@ pub(crate) struct FakeVm {
     /// The data of the events about checkpoints.
     pub(crate) checkpoints: RefCell<Vec<Value>>,
     pub(crate) disks_active: Cell<bool>,
+    /// By how much the clock was moved, in nanoseconds.
+    pub(crate) advanced: Cell<i64>,
     pub(crate) announced: Cell<Option<AnnounceSchedule>>,
 }
 
@@ -101,6 +103,9 @@ impl VmControl for FakeVm {
             }
             *self.state.borrow_mut() = "running".into();
         })
+    }
+    fn advance_clock(&self, ns: i64) {
+        self.advanced.set(self.advanced.get() + ns);
     }
     fn set_run_state(&self, name: &str) {
         *self.state.borrow_mut() = name.to_owned();

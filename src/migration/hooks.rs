@@ -118,6 +118,11 @@ pub trait VmControl {
     /// Starts the guest: run state `running`, `RESUME`.
     fn start(&self) -> LocalFuture<'_, ()>;
 
+    /// Moves the clock of a guest that stands still forward by so many nanoseconds.
+    fn advance_clock(&self, ns: i64) {
+        let _ = ns;
+    }
+
     /// Sets the run state of a guest that stands still (`postmigrate`, `paused`, `prelaunch`).
     fn set_run_state(&self, name: &str);
 

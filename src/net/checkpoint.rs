@@ -67,7 +67,8 @@ impl NetRegistry {
     }
 
     /// Secondary, stopped: forgets mirrored frames that the guest has not taken. The primary, drained before, has them in
-    /// its state or mirrors them again.
+    /// its state or mirrors them again. What is mirrored from here on is of the new epoch, and waits until
+    /// [`filters_checkpoint`](Self::filters_checkpoint) has told the filters of it.
     pub async fn discard_incoming(&self) -> usize {
         let filters: Vec<_> = self.inner.filters.borrow().values().cloned().collect();
         let mut count = 0;
@@ -129,6 +130,7 @@ impl NetRegistry {
                 rewriter.checkpoint(tables.0.get(&filter.netdev.id).unwrap_or(&none));
             }
         }
+        self.release_inputs();
     }
 
     /// Primary: the tables for the checkpoint.
@@ -156,6 +158,7 @@ impl NetRegistry {
                 _ => filter.set_on(false),
             }
         }
+        self.release_inputs();
         self.set_colo_secondary(false);
         for (filter, frames) in again {
             for frame in frames {
@@ -164,6 +167,12 @@ impl NetRegistry {
         }
         for backend in self.inner.netdevs.borrow().values() {
             backend.shared.hear_late();
+        }
+    }
+
+    fn release_inputs(&self) {
+        for filter in self.inner.filters.borrow().values().filter(|f| f.node.injects_to_guest()) {
+            filter.release_input();
         }
     }
 

@@ -153,11 +153,19 @@ impl Filter {
         self.out.borrow_mut().take();
     }
 
-    /// Reads the input empty and forgets it, with what waits for the card; how many frames it was.
+    /// Reads the input empty and forgets it, with what waits for the card; how many frames it was. What comes later waits
+    /// for [`release_input`](Self::release_input).
     pub(crate) async fn discard_input(&self) -> usize {
         let (done, wait) = oneshot::channel();
         let sent = self.input.borrow().as_ref().is_some_and(|tx| tx.send(InputCommand::Discard(done)).is_ok());
         if sent { wait.await.unwrap_or(0) } else { 0 }
+    }
+
+    /// What has come to the input since it was read empty is brought in.
+    pub(crate) fn release_input(&self) {
+        if let Some(input) = &*self.input.borrow() {
+            let _ = input.send(InputCommand::Release);
+        }
     }
 
     /// Switches the filter on or off.

@@ -3,6 +3,7 @@
 use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, sync::Arc};
 
 use lockstep_block::replication::{ReplicationMode, all};
+use lockstep_event::Clock;
 use lockstep_migration::{
     ClockState, Environment, GlobalState, Migration,
     channel::FdSource,
@@ -107,6 +108,12 @@ impl VmControl for Hooks {
                 vm.start().await;
             }
         })
+    }
+
+    fn advance_clock(&self, ns: i64) {
+        if let Ok(vm) = self.vm() {
+            vm.clocks.set_virtual_ns(vm.clocks.now_ns(Clock::Virtual).saturating_add(ns));
+        }
     }
 
     fn set_run_state(&self, name: &str) {

@@ -170,8 +170,9 @@ fn tell_exit(core: &Core, mode: ColoMode, reason: ColoExitReason) {
     }
 }
 
-/// What this side can do beyond QEMU's protocol: tell of connections with a checkpoint, and send pages ahead of it.
-const FEATURES: [&str; 2] = ["connections", "ram-ahead"];
+/// What this side can do beyond QEMU's protocol: tell of connections with a checkpoint, send pages ahead of it, and, as a secondary,
+/// keep the new epoch's frames and disk writes back until it has become what the checkpoint says.
+const FEATURES: [&str; 3] = ["connections", "ram-ahead", "early-run"];
 
 /// What a sender says of itself at the end of the stream, so that a receiver of the same make answers; others pass over it.
 pub(crate) fn advertisement(core: &Core) -> Option<Value> {

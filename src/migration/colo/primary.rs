@@ -33,7 +33,7 @@ fn is_open(channel: &OwnedFd) -> bool {
 pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
     core.set_status(Status::Colo);
-    let Err(e) = Pair { core, worker, connections: false, ram_ahead: false }.checkpoints().await;
+    let Err(e) = Pair { core, worker, connections: false, ram_ahead: false, early_run: false }.checkpoints().await;
     // The other side need not find out by itself.
     core.yank.pull();
     // Nobody knows yet which side goes on.
@@ -87,6 +87,8 @@ struct Pair<'a> {
     connections: bool,
     /// The secondary takes pages while the guest runs.
     ram_ahead: bool,
+    /// The secondary may still be loading when this side runs again.
+    early_run: bool,
 }
 
 /// Fewer dirty bytes than this wait for the checkpoint.
@@ -116,6 +118,7 @@ impl Pair<'_> {
         let features = answer.as_ref().and_then(|a| a["features"].as_array());
         let can = |what: &str| features.is_some_and(|f| f.iter().any(|f| f == what));
         (self.connections, self.ram_ahead) = (can("connections"), can("ram-ahead"));
+        self.early_run = can("early-run");
         // SAFETY: an OwnedFd keeps its descriptor open, the same one, until it is dropped by the AsyncFd.
         let watch = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(std::io::Error::from)?;
         core.env.disks.start_all(ColoMode::Primary).await?;
@@ -128,6 +131,16 @@ impl Pair<'_> {
             self.send_ahead().await?;
             self.checkpoint(cause).await?;
         }
+    }
+
+    /// Lets the guest run again, if the user has not stopped it. Returns how long it stood.
+    async fn go_on(&self, stopped: Instant) -> Duration {
+        let vm = &self.core.env.vm;
+        match self.core.colo.stopped_by_user.take() {
+            Some(state) => vm.set_run_state(&state),
+            None => vm.start().await,
+        }
+        stopped.elapsed()
     }
 
     /// Waits until a checkpoint is due; fails when the peer is gone. Meanwhile pages are sent ahead, so that there are few left then.
@@ -199,13 +212,17 @@ impl Pair<'_> {
         let loaded = self.worker.run(|s| s.expect(Message::VmstateLoaded));
         net.release_held().await;
         core.env.steps.at("primary-released").await?;
+        // Whatever the guest says now is held until the secondary, in the new epoch, has said it too.
+        let mut pause = None;
+        if self.early_run {
+            pause = Some(self.go_on(stopped).await);
+        }
         loaded.await?;
         core.env.steps.at("primary-loaded").await?;
-        match core.colo.stopped_by_user.take() {
-            Some(state) => vm.set_run_state(&state),
-            None => vm.start().await,
-        }
-        let pause = stopped.elapsed();
+        let pause = match pause {
+            Some(pause) => pause,
+            None => self.go_on(stopped).await,
+        };
         let figures =
             CheckpointFigures { number: 0, cause: Some(cause), protocol, pause, bytes: sent.bytes, pages: sent.pages };
         note_checkpoint(core, ColoMode::Primary, figures);

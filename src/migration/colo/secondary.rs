@@ -22,7 +22,9 @@ const MAX_DEVICES: u64 = 64 << 20;
 pub(crate) async fn run(core: &Core, worker: &Worker<Receiver>, arrived: Arrived) -> Result<()> {
     core.colo.enter(ColoMode::Secondary);
     core.incoming.borrow_mut().waiting = false;
-    let Err(e) = Pair { core, worker }.checkpoints(arrived).await;
+    let ahead = arrived.description.as_ref().and_then(|d| d["lockstep-colo"]["features"].as_array());
+    let primary_runs_early = ahead.is_some_and(|features| features.iter().any(|f| f == "early-run"));
+    let Err(e) = Pair { core, worker, primary_runs_early }.checkpoints(arrived).await;
     // The other side need not find out by itself.
     core.yank.pull();
     if !core.colo.is_failover_asked() {
@@ -41,7 +43,7 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
         core.warn(&e);
     }
     // The primary counts on a checkpoint that this side has said to have. Without it the machine is of two epochs.
-    let whole = Pair { core, worker }.apply().await;
+    let whole = Pair { core, worker, primary_runs_early: false }.apply().await;
     // A migration may be asked for as soon as this one is seen to be over; a thread that is gone logs nothing.
     let stop = |receiver: &mut Receiver| {
         receiver.ram.end_checkpoints();
@@ -70,6 +72,8 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
 struct Pair<'a> {
     core: &'a Core,
     worker: &'a Worker<Receiver>,
+    /// The primary does not wait until this side has loaded a checkpoint.
+    primary_runs_early: bool,
 }
 
 /// A checkpoint that is whole and good, and has touched nothing; but for its RAM, which waits on the migration's thread.
@@ -144,6 +148,7 @@ impl Pair<'_> {
         core.env.steps.at("secondary-validated").await?;
         disks.gate_peer_writes(true);
         self.worker.run(|r| r.say(Message::VmstateReceived)).await?;
+        let received = Instant::now();
 
         // A failover that is asked for from here on waits until the checkpoint is applied.
         let bytes = checkpoint.bytes;
@@ -152,6 +157,10 @@ impl Pair<'_> {
         let pages = self.apply().await?;
         core.env.steps.at("secondary-applied").await?;
         self.still_together()?;
+        if self.primary_runs_early {
+            // Its guest's timers are as far ahead as it is.
+            vm.advance_clock(i64::try_from(received.elapsed().as_nanos()).unwrap_or(0));
+        }
         let ((), said) = tokio::join!(vm.start(), self.worker.run(|r| r.say(Message::VmstateLoaded)));
         said?;
         let figures = CheckpointFigures { pause: stopped.elapsed(), bytes, pages, ..CheckpointFigures::default() };

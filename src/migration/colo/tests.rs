@@ -250,6 +250,56 @@ fn pages_that_were_sent_ahead_and_written_again_are_sent_again() {
 }
 
 #[test]
+fn the_primary_runs_while_the_secondary_loads_and_is_not_asked_before_it_has() {
+    in_context(async {
+        // The secondary stands in the middle of loading.
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("loading");
+        let steps = Steps::from_text(&format!("secondary-ram-applied@2=pause:{}", path.display())).unwrap();
+        let pair = TestPair::new(Steps::default(), steps);
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.epoch(3);
+        until("the secondary is loading", || path.exists()).await;
+        until("the primary runs", || pair.primary.vm.is_running()).await;
+        assert!(!pair.secondary.vm.is_running());
+        assert_eq!(pair.world.released.get(), 3);
+        // It works on; the next checkpoint is asked for, and has to wait.
+        pair.epoch(4);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(pair.primary.migration.checkpoint_statistics().count, 1);
+        assert!(pair.primary.vm.is_running() && !pair.secondary.vm.is_running());
+        let before = pair.secondary.vm.advanced.get();
+        std::fs::remove_file(&path).unwrap();
+        until("both are made", || pair.secondary.migration.checkpoint_statistics().count == 3).await;
+        assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(4), 4));
+        let lag = Duration::from_nanos((pair.secondary.vm.advanced.get() - before).unsigned_abs());
+        assert!(lag >= Duration::from_millis(20), "the clock is moved by the lag, here {lag:?}");
+    });
+}
+
+#[test]
+fn a_primary_that_runs_early_and_dies_leaves_the_checkpoint_that_it_counted_on() {
+    in_context(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("loading");
+        let steps = Steps::from_text(&format!("secondary-received@2=pause:{}", path.display())).unwrap();
+        let pair = TestPair::new(Steps::default(), steps);
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair.epoch(3);
+        until("the secondary has received", || path.exists()).await;
+        until("the primary runs", || pair.primary.vm.is_running()).await;
+        pair.primary.work(4);
+        pair.primary.migration.yank().pull();
+        std::fs::remove_file(&path).unwrap();
+        pair.secondary_survives("early").await;
+        assert_eq!(pair.secondary.whole_epoch(), Ok(3));
+        pair.primary_survives("early").await;
+    });
+}
+
+#[test]
 fn pages_ahead_of_a_checkpoint_do_not_show() {
     in_context(async {
         let pair = TestPair::new(Steps::default(), Steps::default());

@@ -63,13 +63,17 @@ pub(crate) struct Input {
     node: Weak<FilterNode>,
     netdev: Arc<Netdev>,
     broken: bool,
+    /// What comes is of the next epoch: the filters behind this one do not know it yet.
+    held: bool,
     buf: Vec<u8>,
 }
 
 /// What to do with an input, from outside its task.
 pub(crate) enum InputCommand {
-    /// Read what has come and forget it, with what waits for the card.
+    /// Read what has come and forget it, with what waits for the card; what comes later stays where it is.
     Discard(tokio::sync::oneshot::Sender<usize>),
+    /// Go on reading.
+    Release,
     /// Read what has come, bring it in, and end.
     Finish(tokio::sync::oneshot::Sender<()>),
 }
@@ -88,19 +92,22 @@ pub(crate) async fn inject(
         node: Arc::downgrade(node),
         netdev,
         broken: false,
+        held: false,
         buf: vec![0; READ_SIZE],
     };
     let to_guest = node.faces(Direction::Tx);
     loop {
         // Only what is for the card has to wait for it.
-        let want = !input.broken && (!to_guest || input.netdev.has_room());
+        let want = !input.broken && !input.held && (!to_guest || input.netdev.has_room());
         tokio::select! {
             biased;
             command = commands.recv() => match command {
                 Some(InputCommand::Discard(done)) => {
                     let count = input.discard();
+                    input.held = true;
                     let _ = done.send(count);
                 }
+                Some(InputCommand::Release) => input.held = false,
                 Some(InputCommand::Finish(done)) => {
                     while input.read_some() {}
                     let _ = done.send(());
@@ -120,7 +127,7 @@ pub(crate) async fn inject(
                 StreamEvent::Closed | StreamEvent::Break => {}
                 StreamEvent::Detached => return,
             },
-            () = tokio::time::sleep(ROOM_PAUSE), if !want && !input.broken => {}
+            () = tokio::time::sleep(ROOM_PAUSE), if !want && !input.broken && !input.held => {}
         }
     }
 }

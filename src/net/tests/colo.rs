@@ -3,6 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use super::*;
+use crate::checkpoint::NetTables;
 use crate::packet::flags::{ACK, SYN};
 use crate::packet::testing::{seg, tcp_of, udp};
 use crate::packet::{Frame, TcpView};
@@ -104,6 +105,32 @@ fn a_connection_is_answered_by_both_and_seen_once() {
         assert_eq!(pair.checkpoints.load(Ordering::SeqCst), 0);
         let stats = p.net.compare_stats().await;
         assert_eq!(stats["comp0"].released, 2);
+    });
+}
+
+#[test]
+fn a_frame_of_the_new_epoch_waits_until_the_secondarys_filters_know_of_it() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        pair.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
+        p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
+        s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
+        p.next_on_wire().await;
+        let arrived = pair.client(&seg(ACK, 101, 5001, b"").inbound().frame()).await;
+        assert_eq!(arrived.ack, 9001, "the secondary's guest has numbers of its own");
+        let before = s.card.got.lock().len();
+        s.net.set_running(false);
+        s.net.discard_incoming().await;
+        // The primary runs, the secondary has not loaded the checkpoint yet.
+        p.wire.send(&seg(ACK, 101, 5001, b"GET").inbound().frame().data).unwrap();
+        p.wait_for_frames(3).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        s.net.filters_checkpoint(&NetTables::default());
+        s.net.set_running(true);
+        s.wait_for_frames(before + 1).await;
+        let arrived = tcp_of(&Frame::new(s.card.got.lock().last().unwrap().clone()));
+        assert_eq!(arrived.ack, 5001, "and has the primary's now");
     });
 }
 
