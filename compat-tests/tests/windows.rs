@@ -204,8 +204,10 @@ fn a_primary_whose_link_comes_back_after_it_was_replaced_neither_writes_nor_spea
         let host = stage.hosts[0].clone();
         stage.cut(&host);
         let old = pair.take_over();
-        let before = spoken(&host);
         stage.mend(&host);
+        // What it says until the news has reached it repeats what was said before the link went down.
+        old.monitor.event("COLO_EXIT", Mark::START, LONG).expect("it learns that it was replaced");
+        let before = spoken(&host);
         expect_harmless(&mut pair, &host, before);
         clients.check();
         drop(old);
@@ -238,11 +240,13 @@ fn a_frozen_secondary_holds_nothing_up() {
 fn a_disk_write_that_the_secondary_does_not_get_ends_the_pair_before_the_next_checkpoint() {
     on_stage(TwoHosts, LIMIT, |stage| {
         let mut pair = running_pair(stage, ["", ""]);
+        let mut http = Http::open().expect("a connection");
+        http.get("/").expect("an answer");
         let secondary = pair.secondary.as_mut().expect("a secondary");
         secondary.monitor.command(r#"{"execute": "nbd-server-stop"}"#);
         let mark = pair.primary.monitor.mark();
-        let writer = std::thread::spawn(|| {
-            let (mut http, mut pairs) = (Http::open().expect("a connection"), KeyValues::default());
+        let writer = std::thread::spawn(move || {
+            let mut pairs = KeyValues::default();
             pairs.put_next(&mut http, 1000).expect("PUT");
             pairs
         });

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::compare::IdentityGate;
 use crate::filter::FilterNode;
 use crate::packet::Frame;
 use crate::queue::PacketQueue;
@@ -52,6 +53,8 @@ pub(crate) struct World {
     pub running: watch::Sender<bool>,
     /// This machine is a COLO secondary: it neither hears nor says anything on the network by itself.
     pub secondary: AtomicBool,
+    /// Whether this side may speak for the VM.
+    pub gate: Arc<IdentityGate>,
 }
 
 /// One backend.
@@ -65,7 +68,7 @@ pub(crate) struct Netdev {
     /// The text of `info network`.
     pub info: Mutex<String>,
     pub link_down: AtomicBool,
-    /// Frames that a COLO secondary kept off the wire or did not hear.
+    /// Frames that a COLO secondary, or a primary without a pair, kept off the wire; or that the former did not hear.
     pub silenced: AtomicU64,
     unheard: Mutex<Unheard>,
 }
@@ -184,7 +187,7 @@ impl Netdev {
     }
 
     fn to_host(&self, frame: &Frame) {
-        if self.is_silent() {
+        if self.is_silent() || !self.world.gate.may_speak() {
             self.silenced.fetch_add(1, Ordering::Relaxed);
             return;
         }

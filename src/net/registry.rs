@@ -62,7 +62,8 @@ pub enum PeerError {
 impl NetRegistry {
     /// A machine without networks, which does not run yet.
     pub fn new(chardevs: ChardevRegistry, clocks: Clocks) -> Self {
-        let world = World { running: watch::Sender::new(false), secondary: AtomicBool::new(false) };
+        let gate = Arc::<IdentityGate>::default();
+        let world = World { running: watch::Sender::new(false), secondary: AtomicBool::new(false), gate: gate.clone() };
         Self {
             inner: Rc::new(Inner {
                 chardevs,
@@ -72,7 +73,7 @@ impl NetRegistry {
                 nics: RefCell::default(),
                 filters: RefCell::default(),
                 compares: RefCell::default(),
-                gate: Arc::default(),
+                gate,
                 notifier: Arc::default(),
             }),
         }
@@ -287,6 +288,11 @@ impl NetRegistry {
     pub async fn remove_object(&self, id: &str) -> Result<()> {
         let compare = self.inner.compares.borrow_mut().shift_remove(id);
         if let Some(compare) = compare {
+            // Whoever takes the comparison away has decided that this side speaks.
+            if self.inner.compares.borrow().is_empty() {
+                self.inner.gate.set_probe(None);
+                self.inner.gate.set_open(true);
+            }
             compare.stop().await;
             return Ok(());
         }

@@ -36,9 +36,9 @@ pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     let Err(e) = Pair { core, worker, connections: false, ram_ahead: false, early_run: false }.checkpoints().await;
     // The other side need not find out by itself.
     core.yank.pull();
-    // Nobody knows yet which side goes on.
-    core.env.net.hold_identity(false, None);
     if !core.colo.is_failover_asked() {
+        // Nobody knows yet which side goes on.
+        core.env.net.hold_identity(false, None);
         core.warn(&e);
         tell_exit(core, ColoMode::Primary, ColoExitReason::Error);
         core.colo.failover_asked().await;

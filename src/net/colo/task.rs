@@ -69,6 +69,18 @@ impl Source {
         Self { stream: frontend.into_stream(), reader: FrameReader::new(vnet), broken: false }
     }
 
+    /// Takes note of a connection that was made and not looked at yet, so that what has come on it is read.
+    async fn catch_up(&mut self) {
+        if self.stream.is_open() {
+            return;
+        }
+        tokio::select! {
+            biased;
+            event = self.stream.event(false) => drop(self.note(event)),
+            () = std::future::ready(()) => {}
+        }
+    }
+
     /// Reads once; false if nothing was there.
     fn read(&mut self, buf: &mut [u8], take: impl FnMut(Frame)) -> bool {
         if self.broken {
@@ -151,6 +163,7 @@ pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::Unbo
                     next_scan = tokio::time::Instant::now() + task.scan_period();
                 }
                 Some(Command::EndEpoch(done)) => {
+                    secondary.catch_up().await;
                     let now = task.now();
                     let (engine, released) = (&mut task.engine, &mut task.released);
                     while !task.epoch_ended && secondary.read(&mut buf, |frame| engine.secondary(frame, now, released)) {}
@@ -291,6 +304,7 @@ impl Task {
             secondary.reader.discard_partial();
         }
         // What the primary had sent before it stopped belongs to the old epoch, wherever it is.
+        primary.catch_up().await;
         let limit = tokio::time::Instant::now() + BARRIER_LIMIT;
         loop {
             let now = self.now();
@@ -312,6 +326,7 @@ impl Task {
 
     /// Lets everything go that is held, and waits until it has gone.
     async fn stop(&mut self, primary: &mut Source, buf: &mut [u8]) {
+        primary.catch_up().await;
         let now = self.now();
         let (engine, released) = (&mut self.engine, &mut self.released);
         while primary.read(buf, |frame| engine.primary(frame, now, released)) {}

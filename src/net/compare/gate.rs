@@ -1,26 +1,39 @@
-//! Who may speak for the VM: a primary that was frozen and wakes up must not answer ARP for an address that its old
-//! secondary has taken over.
+//! Who may speak for the VM: a primary that was frozen and wakes up must say nothing where its old secondary has taken
+//! over.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 
+/// How long an answer of the probe holds for frames that the secondary has said too.
+const SURE: Duration = Duration::from_micros(200);
+
 type Probe = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// Whether this side holds the VM's identity on the network. Compared packets need no gate, since they need the
-/// secondary's word; ARP, neighbour discovery and frames that nobody compares do.
+/// Whether this side holds the VM's identity on the network. ARP, neighbour discovery and frames that nobody compares wait
+/// here; compared packets have the secondary's word, but a repetition, or one that was on its way when the process froze,
+/// would still draw the network's attention to the wrong host: these are lost at the gate.
 ///
 /// Open at first. COLO closes it when the channel to the secondary is lost and nobody has decided yet who goes on, and
 /// sets a probe that looks at the channel itself, because a frozen process wakes up in the middle of everything.
 pub struct IdentityGate {
     open: AtomicBool,
     probe: RwLock<Option<Probe>>,
+    born: Instant,
+    /// Nanoseconds since then until which the probe's last answer holds.
+    sure_until: AtomicU64,
 }
 
 impl Default for IdentityGate {
     fn default() -> Self {
-        Self { open: AtomicBool::new(true), probe: RwLock::new(None) }
+        Self {
+            open: AtomicBool::new(true),
+            probe: RwLock::new(None),
+            born: Instant::now(),
+            sure_until: AtomicU64::new(0),
+        }
     }
 }
 
@@ -34,6 +47,26 @@ impl IdentityGate {
     /// instance by polling the channel's socket for a hang-up. `None` removes it.
     pub fn set_probe(&self, probe: Option<Probe>) {
         *self.probe.write() = probe;
+        self.sure_until.store(0, Ordering::Release);
+    }
+
+    /// Whether anything at all may be said. Asked for every frame, so that the probe's answer is used for a moment.
+    pub fn may_speak(&self) -> bool {
+        if !self.open.load(Ordering::Acquire) {
+            return false;
+        }
+        let probe = self.probe.read();
+        let Some(probe) = probe.as_ref() else { return true };
+        // This clock goes on while the process is frozen.
+        let now = self.born.elapsed();
+        if now < Duration::from_nanos(self.sure_until.load(Ordering::Acquire)) {
+            return true;
+        }
+        let there = probe();
+        if there {
+            self.sure_until.store((now + SURE).as_nanos() as u64, Ordering::Release);
+        }
+        there
     }
 
     /// Whether a frame may pass now.

@@ -109,6 +109,44 @@ fn a_connection_is_answered_by_both_and_seen_once() {
 }
 
 #[test]
+fn a_primary_that_has_lost_its_peer_says_nothing_until_the_comparison_is_taken_away() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        let there = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let probe = there.clone();
+        p.net.identity_gate().set_probe(Some(Box::new(move || probe.load(Ordering::SeqCst))));
+        for machine in [p, s] {
+            machine.peer.send(udp(b"one").data);
+        }
+        p.next_on_wire().await;
+        // Both have said it; but the process was frozen meanwhile, and replaced.
+        there.store(false, Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(1));
+        for machine in [p, s] {
+            machine.peer.send(udp(b"two").data);
+        }
+        until_released(p, 2).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(p.wire_is_quiet());
+        p.peer.send(udp(b"three").data);
+        p.net.remove_object("comp0").await.unwrap();
+        let three = p.next_on_wire().await;
+        assert!(three.windows(5).any(|w| w == b"three"), "what was held leaves with the comparison");
+    });
+}
+
+async fn until_released(machine: &Machine, count: u64) {
+    for _ in 0..1000 {
+        if machine.net.compare_stats().await["comp0"].released >= count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("{count} packets were not released");
+}
+
+#[test]
 fn a_frame_of_the_new_epoch_waits_until_the_secondarys_filters_know_of_it() {
     run(|| async {
         let pair = Pair::new().await;
