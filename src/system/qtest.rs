@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use lockstep_accel::qtest::{IrqAccess, LONGEST_LINE, Qtest};
 use lockstep_chardev::{CharFrontend, StreamEvent};
-use lockstep_hw::irqchip::GsiRouter;
+use lockstep_hw::irqchip::{GsiRouter, pic::PicPair};
 use lockstep_util::{Result, err};
 
 use crate::vm::Vm;
@@ -42,9 +42,12 @@ impl Log {
     }
 }
 
-/// The lines of the machine's I/O APIC, by its name or path.
+/// The lines of the machine's interrupt controllers, by name or path: the I/O APIC's inputs, the master 8259's output.
 struct Lines {
     router: Option<Arc<GsiRouter>>,
+    pic: Option<Arc<PicPair>>,
+    /// Where the master 8259 is in the tree of objects.
+    pic_path: Option<String>,
 }
 
 /// Where the I/O APIC is in the tree of objects.
@@ -52,27 +55,45 @@ const IOAPIC: &str = "/machine/i440fx/ioapic";
 const INPUTS: &str = "unnamed-gpio-in";
 
 impl Lines {
-    fn of(&self, path: &str) -> Option<&GsiRouter> {
-        let matches = path == IOAPIC || !path.starts_with('/') && IOAPIC.ends_with(&format!("/{path}"));
-        self.router.as_deref().filter(|_| matches)
+    fn of(vm: &Vm) -> Self {
+        let machine = vm.pc().map(|pc| &pc.machine);
+        let mut pics: Vec<_> = vm.board.tree.devices().into_iter().filter(|d| d.kind.name == "isa-i8259").collect();
+        pics.sort_by_key(|d| (d.path.len(), d.path.clone()));
+        Self {
+            router: machine.and_then(|m| m.gsi_router().cloned()),
+            pic: machine.and_then(|m| m.pic().cloned()),
+            pic_path: pics.first().map(|d| d.path.clone()),
+        }
     }
+
+    fn router(&self, path: &str) -> Option<&GsiRouter> {
+        self.router.as_deref().filter(|_| names(path, IOAPIC))
+    }
+}
+
+/// Whether a test means the object of a path: by the path, or by how it ends.
+fn names(given: &str, path: &str) -> bool {
+    given == path || !given.starts_with('/') && path.ends_with(&format!("/{given}"))
 }
 
 impl IrqAccess for Lines {
     fn intercept(&self, path: &str, outputs: bool, tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
-        !outputs && self.of(path).is_some_and(|router| router.intercept_ioapic(tell))
+        if !outputs {
+            return self.router(path).is_some_and(|router| router.intercept_ioapic(tell));
+        }
+        let is_pic = self.pic_path.as_deref().is_some_and(|pic| names(path, pic));
+        self.pic.as_ref().filter(|_| is_pic).is_some_and(|pic| pic.intercept_output(tell))
     }
 
     fn set_input(&self, path: &str, name: &str, n: u32, level: bool) -> bool {
-        name == INPUTS && self.of(path).is_some_and(|router| router.set_ioapic_input(n, level))
+        name == INPUTS && self.router(path).is_some_and(|router| router.set_ioapic_input(n, level))
     }
 }
 
 /// Serves the protocol on a device for as long as the machine.
 pub fn start(vm: &Rc<Vm>, frontend: CharFrontend, mut log: Log) {
     let (memory, ports, clocks) = (vm.board.memory_space.clone(), vm.board.port_space.clone(), vm.clocks.clone());
-    let router = vm.pc().and_then(|pc| pc.machine.gsi_router().cloned());
-    let lines: Arc<dyn IrqAccess> = Arc::new(Lines { router });
+    let lines: Arc<dyn IrqAccess> = Arc::new(Lines::of(vm));
     tokio::task::spawn_local(async move {
         let mut stream = frontend.into_stream();
         let writer = stream.writer();

@@ -1,7 +1,7 @@
 //! Interrupt lines: how a device's pin reaches an interrupt controller.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -83,6 +83,35 @@ impl IrqSink for SharedLine {
         if (old != 0) != (new != 0) {
             self.out.set(new != 0);
         }
+    }
+}
+
+/// A place on lines where a test listens: once it is open, changes are told and go no further.
+#[derive(Default)]
+pub struct IrqTap {
+    listener: OnceLock<Box<dyn Fn(u32, bool) + Send + Sync>>,
+    /// Levels of the lines, of which there are at most 64.
+    levels: AtomicU64,
+}
+
+impl IrqTap {
+    /// Opens it. False if it is open already.
+    pub fn open(&self, tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
+        self.listener.set(Box::new(move |n, level| tell(n, level))).is_ok()
+    }
+
+    /// Whether the tap takes what line `n` carries; else it goes where the line leads.
+    pub fn takes(&self, n: u32, level: bool) -> bool {
+        let Some(tell) = self.listener.get() else { return false };
+        let bit = 1 << (n & 63);
+        let old = match level {
+            true => self.levels.fetch_or(bit, Ordering::SeqCst),
+            false => self.levels.fetch_and(!bit, Ordering::SeqCst),
+        };
+        if (old & bit != 0) != level {
+            tell(n, level);
+        }
+        true
     }
 }
 

@@ -24,7 +24,7 @@ pub use guard::{GuardScope, Guarded, ReentrancyGuard};
 pub use handler::{byte_registers, io_handler};
 pub use input::{Axis, InputDevice, InputEvent, InputHub, InputKind, Key, MouseButton, MouseInfo};
 pub use io_cpu::{IoCpu, IoRegisters, io_cpu, set_io_cpu};
-pub use irq::{IrqLine, IrqSink, SharedLine};
+pub use irq::{IrqLine, IrqSink, IrqTap, SharedLine};
 pub use property::{Globals, Property, PropertyInput, PropertyKind, PropertySet, PropertyValue};
 pub use request::{MachineRequest, Notifier, RequestSink, ResetCause, ShutdownCause};
 pub use reset::{ResetId, ResetKind, ResetPhase, ResetRegistry};

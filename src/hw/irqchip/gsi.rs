@@ -1,12 +1,9 @@
 //! Global system interrupts, as the controllers of this process see them.
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicU32, Ordering},
-};
+use std::sync::Arc;
 
 use super::{ioapic::IoApic, pic::PicPair};
-use crate::core::IrqSink;
+use crate::core::{IrqSink, IrqTap};
 
 /// Number of global system interrupts.
 pub const GSI_COUNT: u32 = 24;
@@ -15,24 +12,18 @@ pub const GSI_COUNT: u32 = 24;
 pub struct GsiRouter {
     pic: Arc<PicPair>,
     ioapic: Arc<IoApic>,
-    tap: OnceLock<Tap>,
-}
-
-/// Where a test has the I/O APIC's inputs go instead.
-struct Tap {
-    levels: AtomicU32,
-    tell: Arc<dyn Fn(u32, bool) + Send + Sync>,
+    tap: IrqTap,
 }
 
 impl GsiRouter {
     /// A router to these two.
     pub fn new(pic: Arc<PicPair>, ioapic: Arc<IoApic>) -> Arc<Self> {
-        Arc::new(Self { pic, ioapic, tap: OnceLock::new() })
+        Arc::new(Self { pic, ioapic, tap: IrqTap::default() })
     }
 
     /// Has `tell` called for each change of the I/O APIC's inputs, which no longer reach it. False if that is so already.
     pub fn intercept_ioapic(&self, tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
-        self.tap.set(Tap { levels: AtomicU32::new(0), tell }).is_ok()
+        self.tap.open(tell)
     }
 
     /// Sets an input of the I/O APIC itself, intercepted or not. False if there is no such input.
@@ -49,14 +40,8 @@ impl IrqSink for GsiRouter {
         if n < 16 {
             self.pic.set_irq(n, level);
         }
-        let Some(tap) = self.tap.get() else { return self.ioapic.set_irq(n, level) };
-        let bit = 1u32.checked_shl(n).unwrap_or(0);
-        let old = match level {
-            true => tap.levels.fetch_or(bit, Ordering::SeqCst),
-            false => tap.levels.fetch_and(!bit, Ordering::SeqCst),
-        };
-        if (old & bit != 0) != level {
-            (tap.tell)(n, level);
+        if !self.tap.takes(n, level) {
+            self.ioapic.set_irq(n, level);
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The machine from outside, by the protocols that it speaks: its migration stream against QEMU's, and its devices by `qtest`.
 
 mod colo;
+mod devices;
 mod guest;
 mod migration;
+mod qtest;
 mod stream;
 mod vm;

@@ -41,14 +41,20 @@ fn description(stream: &[u8]) -> (usize, Value) {
     (at, serde_json::from_slice(&stream[at + 5..]).expect("JSON"))
 }
 
-/// Goes through a whole stream, and returns its description.
-fn walk(stream: &[u8]) -> Value {
+/// The devices' sections of a stream, by name and instance.
+pub fn sections(stream: &[u8]) -> Vec<(String, Vec<u8>)> {
+    walk(stream).1
+}
+
+/// Goes through a whole stream, and returns its description and the devices' sections.
+fn walk(stream: &[u8]) -> (Value, Vec<(String, Vec<u8>)>) {
     let (end, described) = description(stream);
     let mut input = Bytes { all: stream, at: 0 };
     assert_eq!(input.take(8), b"QEVM\0\0\0\x03");
     assert_eq!(input.number(1), 7, "the configuration");
     struct_body(&mut input, &described["configuration"], "configuration");
     let page = described["page_size"].as_u64().expect("a page size") as usize;
+    let mut bodies = vec![];
     let mut devices = described["devices"].as_array().expect("devices").iter();
     loop {
         match input.number(1) {
@@ -71,7 +77,9 @@ fn walk(stream: &[u8]) -> Value {
                             (Some(&*name), Some(instance))
                         );
                         assert_eq!(device["version"].as_u64().unwrap_or(version), version, "{name}");
+                        let start = input.at;
                         struct_body(&mut input, device, &name);
+                        bodies.push((format!("{name} {instance}"), stream[start..input.at].to_vec()));
                     }
                 }
                 if kind != 4 {
@@ -84,7 +92,7 @@ fn walk(stream: &[u8]) -> Value {
     }
     assert_eq!(devices.next(), None, "all that is described is there");
     assert_eq!(input.at, end, "the description follows the last section");
-    described
+    (described, bodies)
 }
 
 /// A part of the RAM section: records that begin with an address whose low bits say what follows.
@@ -235,7 +243,7 @@ fn facts(accelerator: &str) -> Vec<String> {
 #[test]
 fn a_saved_machine_is_what_its_description_says_and_what_qemu_has() {
     for &accelerator in accelerators() {
-        let ours = lines(&walk(&documented(Program::Lockstep, accelerator)));
+        let ours = lines(&walk(&documented(Program::Lockstep, accelerator)).0);
         let wrong = differences(&ours, &facts(accelerator));
         assert!(wrong.is_empty(), "{accelerator}:\n{}", wrong.join("\n"));
     }
@@ -248,7 +256,7 @@ fn the_facts_are_those_of_the_installed_qemu() {
         return;
     }
     for &accelerator in accelerators() {
-        let theirs = lines(&walk(&documented(Program::Qemu, accelerator)));
+        let theirs = lines(&walk(&documented(Program::Qemu, accelerator)).0);
         let wrong = differences(&theirs, &facts(accelerator));
         assert!(wrong.is_empty(), "{accelerator}:\n{}", wrong.join("\n"));
     }

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 pub use regs::Chip;
 pub use vmstate::PicState;
 
-use crate::core::{Board, IrqLine, IrqSink, byte_registers};
+use crate::core::{Board, IrqLine, IrqSink, IrqTap, byte_registers};
 
 /// The master's input that the slave's output is wired to.
 const CASCADE: u8 = 2;
@@ -24,12 +24,14 @@ const CASCADE: u8 = 2;
 pub struct PicPair {
     chips: Mutex<[Chip; 2]>,
     output: IrqLine,
+    tap: IrqTap,
 }
 
 impl PicPair {
     /// The pair at its usual ports, with `output` the master's INT pin.
     pub fn new(board: &Board, output: IrqLine) -> Arc<Self> {
-        let pair = Arc::new(Self { chips: Mutex::new([Chip::new(true), Chip::new(false)]), output });
+        let pair =
+            Arc::new(Self { chips: Mutex::new([Chip::new(true), Chip::new(false)]), output, tap: IrqTap::default() });
         for (at, base) in [0x20, 0xa0].into_iter().enumerate() {
             let registers = byte_registers(
                 "pic",
@@ -62,8 +64,20 @@ impl PicPair {
         let result = f(&mut chips);
         let slave_int = chips[1].pending().is_some();
         chips[0].set_input(CASCADE, slave_int);
-        self.output.set(chips[0].pending().is_some());
+        self.drive(&chips);
         result
+    }
+
+    fn drive(&self, chips: &[Chip; 2]) {
+        let level = chips[0].pending().is_some();
+        if !self.tap.takes(0, level) {
+            self.output.set(level);
+        }
+    }
+
+    /// Has `tell` called for each change of the master's INT pin, which no longer reaches the CPU. False if that is so already.
+    pub fn intercept_output(&self, tell: Arc<dyn Fn(u32, bool) + Send + Sync>) -> bool {
+        self.tap.open(tell)
     }
 
     /// The CPU acknowledges an interrupt: the vector, spurious (input 7) when nothing is pending.
@@ -135,6 +149,6 @@ impl Snapshot for PicSection {
         // The other chip is loaded as well: the cascade is brought in line when both are.
         let mut chips = self.pair.chips.lock();
         chips[self.at].load(&wire);
-        self.pair.output.set(chips[0].pending().is_some());
+        self.pair.drive(&chips);
     }
 }
