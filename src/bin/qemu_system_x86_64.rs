@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // SAFETY: nothing was opened yet.
+    unsafe { lockstep_util::fds::note_inherited() };
     // Problems of the program itself; what users are told goes by QEMU's wording elsewhere.
     let filter = EnvFilter::try_from_env("LOCKSTEP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();

@@ -34,7 +34,6 @@ pub mod replication;
 pub mod requests;
 pub mod text;
 pub mod throttle;
-pub mod yank;
 
 pub use backend::{Backend, BlockBackend, BlockOp, GuestDevice, IoStatus, MediumChange};
 pub use child::{Child, ChildRole, Parent, Perm};

@@ -4,12 +4,12 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr;
 use std::time::Duration;
 
 use lockstep_qapi::schema::{InetSocketAddress, SocketAddress, SocketAddressLegacy};
-use lockstep_util::{Error, Result, ResultExt, bail, err};
+use lockstep_util::{Error, Result, ResultExt, bail, err, fds};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -58,7 +58,7 @@ pub async fn connect(address: &SocketAddress) -> Result<OwnedFd> {
             let socket = connect_to(Domain::UNIX, name).await;
             Ok(socket.context(format!("Failed to connect to '{}'", unix.path))?.into())
         }
-        SocketAddress::Fd(fd) => passed_fd(&fd.str),
+        SocketAddress::Fd(fd) => passed_socket(&fd.str),
         SocketAddress::Vsock(_) => bail!("socket family AF_VSOCK unsupported"),
     }
 }
@@ -148,7 +148,7 @@ pub async fn listen(address: &SocketAddress, backlog: i32) -> Result<Listener> {
             socket.listen(backlog).context("Failed to listen on socket")?;
             (socket, address.clone(), (!hidden).then(|| unix.path.clone()))
         }
-        SocketAddress::Fd(fd) => (passed_fd(&fd.str)?.into(), address.clone(), None),
+        SocketAddress::Fd(fd) => (passed_socket(&fd.str)?.into(), address.clone(), None),
         SocketAddress::Vsock(_) => bail!("socket family AF_VSOCK unsupported"),
     };
     socket.set_nonblocking(true)?;
@@ -270,15 +270,9 @@ fn unix_address(path: &str, hidden: bool) -> Result<SockAddr> {
     Ok(SockAddr::unix(name)?)
 }
 
-/// A descriptor that whoever started us left open, named by its number.
-fn passed_fd(name: &str) -> Result<OwnedFd> {
-    let Ok(number) = name.parse::<i32>() else { bail!("Unable to parse FD number '{name}'") };
-    // SAFETY: F_GETFD only asks whether the number is an open descriptor.
-    if number < 3 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-        bail!("File descriptor '{name}' is not a socket");
-    }
-    // SAFETY: the descriptor is open, and the user hands it to us by naming it.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+/// A socket that whoever uses us handed over.
+fn passed_socket(name: &str) -> Result<OwnedFd> {
+    let fd = fds::take_socket(name)?;
     rustix::io::ioctl_fionbio(&fd, true).map_err(io::Error::from)?;
     Ok(fd)
 }
@@ -299,6 +293,13 @@ pub(crate) fn describe_connection(fd: &OwnedFd, address: &SocketAddress, protoco
     let socket = SockRef::from(fd);
     let ends = || Some((socket.local_addr().ok()?.as_socket()?, socket.peer_addr().ok()?.as_socket()?));
     match (address, ends()) {
+        // One that was handed over is called what it is.
+        (SocketAddress::Fd(_), None) if socket.domain().is_ok_and(|d| d == Domain::UNIX) => {
+            let name = socket.local_addr().ok();
+            let path =
+                name.as_ref().and_then(|n| n.as_pathname()).map_or_else(String::new, |p| p.display().to_string());
+            format!("unix:{path}{}", if server { ",server=on" } else { "" })
+        }
         (SocketAddress::Unix(_), _) | (_, None) => describe(address, protocol, server),
         (_, Some((local, peer))) => {
             format!("{protocol}:{local}{} <-> {peer}", if server { ",server=on" } else { "" })

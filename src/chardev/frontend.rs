@@ -125,6 +125,11 @@ impl CharWriter {
         self.shared.send(data)
     }
 
+    /// The first of the descriptors that came with what was read last (a Unix socket); the others are closed.
+    pub fn take_passed_fd(&self) -> Option<OwnedFd> {
+        self.shared.link()?.1.take_passed_fd()
+    }
+
     /// Whether a peer is connected.
     pub fn is_open(&self) -> bool {
         self.shared.link().is_some()

@@ -6,7 +6,6 @@
 
 pub mod address;
 mod backend;
-mod base64;
 mod frontend;
 mod link;
 mod memory;

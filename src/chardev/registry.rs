@@ -6,13 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as BASE64;
 use indexmap::IndexMap;
 use lockstep_qapi::schema::{ChardevBackend, ChardevBackendInfo, ChardevInfo, ChardevReturn, DataFormat};
 use lockstep_util::{Error, Result, YankGuard, YankInstance, YankRegistry, bail, err};
 use tokio::task::JoinHandle;
 
 use crate::backend::{self, Backend};
-use crate::base64;
 use crate::frontend::CharFrontend;
 use crate::link::Link;
 use crate::memory;
@@ -248,7 +249,7 @@ impl ChardevRegistry {
     pub fn ringbuf_write(&self, id: &str, data: &str, format: Option<DataFormat>) -> Result<()> {
         let link = self.ring_of(id)?;
         let bytes = match format {
-            Some(DataFormat::Base64) => base64::decode(data).ok_or_else(|| err!("Parameter 'data' is not base64"))?,
+            Some(DataFormat::Base64) => BASE64.decode(data).map_err(|_| err!("Base64 data '{data}' is not valid"))?,
             _ => data.as_bytes().to_vec(),
         };
         if let Link::Ring(ring) = &*link {
@@ -268,7 +269,7 @@ impl ChardevRegistry {
         let Link::Ring(ring) = &*link else { return Ok(String::new()) };
         let bytes = ring.lock().take(count);
         Ok(match format {
-            Some(DataFormat::Base64) => base64::encode(&bytes),
+            Some(DataFormat::Base64) => BASE64.encode(&bytes),
             _ => String::from_utf8_lossy(&bytes).into_owned(),
         })
     }

@@ -276,7 +276,7 @@ fn errors_are_worded_as_qemus() {
                 "socket,host=a,port=1,reconnect=1,server=on",
                 "'reconnect' option is incompatible with socket in server listen mode",
             ),
-            ("socket,fd=foo", "Unable to parse FD number 'foo'"),
+            ("socket,fd=foo", "Unable to parse FD number foo"),
             ("ringbuf,size=1000", "size of ringbuf chardev must be power of two"),
             ("mux,chardev=zz", "mux: base chardev zz not found"),
             ("file,path=/nodir/x", "Could not open '/nodir/x': No such file or directory"),

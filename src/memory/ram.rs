@@ -76,6 +76,17 @@ impl RamBlock {
         self.inner.memory.as_ptr()
     }
 
+    /// Keeps the block out of core dumps of this process (`MADV_DONTDUMP`).
+    ///
+    /// # Errors
+    /// Those of madvise(2).
+    pub fn keep_out_of_core_dumps(&self) -> std::io::Result<()> {
+        let advice = rustix::mm::Advice::LinuxDontDump;
+        // SAFETY: the range is the block's own mapping, and the advice changes none of its contents.
+        unsafe { rustix::mm::madvise(self.host_address().cast(), self.size() as usize, advice)? };
+        Ok(())
+    }
+
     /// Whether two handles are the same memory.
     pub fn same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)

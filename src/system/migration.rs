@@ -16,7 +16,7 @@ use lockstep_qapi::{
     EventMessage,
     schema::{RunState, ShutdownCause},
 };
-use lockstep_util::{Error, Result, err, report};
+use lockstep_util::{Error, Result, err, fds, report};
 
 use crate::{colo_net::ColoNet, vm::Vm};
 
@@ -197,6 +197,6 @@ impl DiskReplication for Hooks {
 
 impl FdSource for Hooks {
     fn take_fd(&self, name: &str) -> Result<OwnedFd> {
-        Err(err!("File descriptor named '{name}' has not been found"))
+        fds::take(name)?.ok_or_else(|| fds::not_open(name))
     }
 }

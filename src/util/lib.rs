@@ -1,9 +1,12 @@
-//! What every room may use: the error type a user sees, sizes and names, messages, and the cutting of connections.
+//! What every room may use: the error type a user sees, sizes and names, messages, descriptors that are
+//! handed over, and the cutting of connections.
 //!
 //! Nothing here knows about virtual machines.
 
 mod error;
+pub mod fds;
 pub mod report;
+mod scope;
 pub mod size;
 mod yank;
 

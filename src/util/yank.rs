@@ -63,6 +63,16 @@ impl YankRegistry {
         YankGuard { registry: self.clone(), instance: None, function: Some(id) }
     }
 
+    /// Registers an instance that is cut in one way, until the guard is dropped. Of several with one name all are cut.
+    pub fn register_with(&self, instance: YankInstance, cut: impl Fn() + Send + Sync + 'static) -> YankGuard {
+        let mut table = self.table.lock();
+        table.next += 1;
+        let id = table.next;
+        table.instances.push(instance.clone());
+        table.functions.insert(id, (instance.clone(), Arc::new(cut)));
+        YankGuard { registry: self.clone(), instance: Some(instance), function: Some(id) }
+    }
+
     /// All instances, in the order of their registration.
     pub fn instances(&self) -> Vec<YankInstance> {
         self.table.lock().instances.clone()
@@ -104,7 +114,10 @@ impl Drop for YankGuard {
     fn drop(&mut self) {
         let mut table = self.registry.table.lock();
         if let Some(instance) = &self.instance {
-            table.instances.retain(|i| i != instance);
+            // One, not all: names may be registered again before the first is gone.
+            if let Some(at) = table.instances.iter().position(|i| i == instance) {
+                table.instances.remove(at);
+            }
         }
         if let Some(id) = self.function {
             table.functions.remove(&id);

@@ -15,12 +15,14 @@ use crate::driver::{
 use crate::node::Node;
 use crate::open::{OpenContext, OpenFlags};
 use lock::ImageLock;
-use lockstep_util::{Error, Result, bail, err};
+use lockstep_util::{Error, Result, bail, err, fds};
 use pool::Orphans;
+use rustix::fs::OFlags;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::rc::Weak;
 use std::sync::Arc;
 
@@ -146,15 +148,16 @@ fn proc_path(file: &File) -> String {
 
 /// Opens for what the flags and the users need; says whether the result is writable.
 fn open_data(filename: &str, flags: OpenFlags, has_writers: bool) -> Result<(File, bool)> {
-    use std::os::unix::fs::OpenOptionsExt;
     let want_write = !flags.read_only && (has_writers || !flags.auto_read_only);
-    let mut custom = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let mut wanted = OFlags::NONBLOCK | if want_write { OFlags::RDWR } else { OFlags::RDONLY };
     if flags.cache_direct {
-        custom |= libc::O_DIRECT;
+        wanted |= OFlags::DIRECT;
     }
-    let opened = File::options().read(true).write(want_write).custom_flags(custom).open(filename);
-    match opened {
-        Ok(file) => Ok((file, want_write)),
+    match fds::open(Path::new(filename), wanted, 0) {
+        Ok(file) => Ok((file.into(), want_write)),
+        Err(e) if fds::set_of_path(Path::new(filename)).is_some() && e.kind() == io::ErrorKind::NotFound => {
+            Err(err!("Failed to find fdset {filename}"))
+        }
         Err(e)
             if want_write
                 && flags.auto_read_only

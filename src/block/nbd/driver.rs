@@ -9,7 +9,7 @@ use std::io;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use lockstep_util::{Error, Result, bail};
+use lockstep_util::{Error, Result, YankGuard, YankInstance, YankRegistry, bail};
 use tokio::sync::Notify;
 
 use super::address::{self, Address, DEFAULT_PORT};
@@ -20,7 +20,6 @@ use crate::driver::{BlockDriver, DriverDef, DriverKind, Extent, Limits, LocalBox
 use crate::node::Node;
 use crate::open::OpenContext;
 use crate::options::Options;
-use crate::yank::{Registration, YankRegistry};
 
 /// Time for making the connection, and again for the negotiation.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,7 +114,7 @@ struct Nbd {
     shared: Rc<Shared>,
     min_block: u32,
     max_block: u32,
-    _instance: Registration,
+    _instance: YankGuard,
 }
 
 async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
@@ -131,7 +130,9 @@ async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
     let open_timeout = Duration::from_secs(cx.options.take_u64("open-timeout")?.unwrap_or(0));
     let yank = YankHandle::default();
     let registry: Rc<YankRegistry> = cx.graph.extension();
-    let instance = registry.register(cx.node.name(), &yank);
+    let handle = yank.clone();
+    let instance = YankInstance::BlockNode(cx.node.name().to_owned());
+    let instance = registry.register_with(instance, move || handle.yank());
     let started = Instant::now();
     let mut pause = FIRST_RETRY;
     let connection = loop {

@@ -1,5 +1,6 @@
 //! The client and the server against each other and against QEMU's tools (where those are installed).
 
+use lockstep_util::{YankInstance, YankRegistry};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::rc::Rc;
@@ -251,19 +252,19 @@ fn a_frozen_server_is_cut_off_by_a_yank_from_another_thread() {
         let opts =
             options(&[("driver", "nbd"), ("host", "127.0.0.1"), ("port", &port.to_string()), ("node-name", "far")]);
         let node = graph.open(None, opts, OpenFlags::default()).await.unwrap();
-        let registry = (*graph.extension::<crate::yank::YankRegistry>()).clone();
-        assert_eq!(registry.instances(), ["far"]);
-        assert!(!registry.yank("nope"));
+        let registry = (*graph.extension::<YankRegistry>()).clone();
+        let far = [YankInstance::BlockNode("far".into())];
+        assert_eq!(registry.instances(), far);
         let yanker = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
-            assert!(registry.yank("far"));
+            registry.yank(&far).unwrap();
         });
         let e = node.write(0, &[1; 512], WriteFlags::empty()).await.unwrap_err();
         assert_eq!(e.raw_os_error(), Some(libc::EIO));
         yanker.join().unwrap();
         drop(node);
         graph.close_all().await;
-        assert!(graph.extension::<crate::yank::YankRegistry>().instances().is_empty());
+        assert!(graph.extension::<YankRegistry>().instances().is_empty());
     });
     stop.send(()).unwrap();
     thread.join().unwrap();

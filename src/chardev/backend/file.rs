@@ -1,29 +1,23 @@
 //! Files, and the named pipes `NAME.in` and `NAME.out`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use lockstep_qapi::schema::ChardevFile;
-use lockstep_util::{Result, ResultExt};
+use lockstep_util::{Result, ResultExt, fds};
+use rustix::fs::OFlags;
 
 use super::Backend;
 use crate::link::Link;
 
 pub(super) fn make(options: &ChardevFile) -> Result<Backend> {
     let append = options.append.unwrap_or(false);
-    let out = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .append(append)
-        .truncate(!append)
-        .mode(0o666)
-        .open(&options.out)
-        .context(format!("Could not open '{}'", options.out))?;
-    let input = match &options.in_ {
-        Some(path) => Some(File::open(path).context(format!("Could not open '{path}'"))?),
-        None => None,
-    };
-    Ok(Backend::of_link(Link::Files { read: input.map(Into::into), write: Some(out.into()) }, "file"))
+    let flags = OFlags::WRONLY | OFlags::CREATE | if append { OFlags::APPEND } else { OFlags::TRUNC };
+    let open = |path: &str, flags| fds::open(Path::new(path), flags, 0o666).context(format!("Could not open '{path}'"));
+    let write = Some(open(&options.out, flags)?);
+    let read = options.in_.as_deref().map(|path| open(path, OFlags::RDONLY)).transpose()?;
+    Ok(Backend::of_link(Link::Files { read, write }, "file"))
 }
 
 pub(super) fn make_pipe(device: &str) -> Result<Backend> {

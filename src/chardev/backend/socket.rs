@@ -81,7 +81,7 @@ pub(super) async fn make(id: &str, options: ChardevSocket) -> Result<Backend> {
 
 fn named(fd: OwnedFd, address: &SocketAddress, protocol: &str, server: bool) -> (Link, String) {
     let name = describe_connection(&fd, address, protocol, server);
-    (Link::Socket(fd), name)
+    (Link::of_socket(fd), name)
 }
 
 fn serve(listener: Rc<Listener>, protocol: &'static str) -> Driver {

@@ -17,7 +17,7 @@ use crate::{
         i440fx::{I440fx, PciHost},
         piix3::Piix3,
     },
-    core::{Board, BusNode, IrqLine, IrqSink, QomParent, ResetPhase},
+    core::{Board, BusNode, IrqLine, IrqSink, PropertyInput, QomParent, ResetPhase, create_device},
     dma::{CONTROLLERS, Dma},
     fdc::Fdc,
     fw_cfg::{FwCfg, key},
@@ -40,6 +40,7 @@ use crate::{
         pcspk::Speaker,
         pit::{KernelPit, Pit, PitBackend},
     },
+    usb::uhci::PIIX3_UHCI,
 };
 
 /// When the owner of the machine makes devices of its own, so that they come in QEMU's order.
@@ -240,6 +241,11 @@ impl PcMachine {
         pci.plug(ide.clone(), None);
         let properties = parts::properties(board, &PIIX3_IDE, &[("addr", "01.1".into())])?;
         parts::plug(board, &PIIX3_IDE, &pci_node, QomParent::At(format!("{piix_path}/ide")), ide.clone(), properties);
+        if config.usb {
+            let place = QomParent::At(format!("{piix_path}/uhci"));
+            let address = [("addr".to_owned(), PropertyInput::Text("01.2".into()))];
+            create_device(board, &PIIX3_UHCI, None, Some("pci.0"), &address, place)?;
+        }
         let i2c = BusNode::new("i2c", "i2c-bus", Arc::new(()));
         let pm = match config.acpi {
             false => None,

@@ -81,6 +81,8 @@ pub struct PcConfig {
     pub acpi: bool,
     /// Whether there is a HPET.
     pub hpet: bool,
+    /// USB controller in the PIIX3 (`usb`).
+    pub usb: bool,
     /// Whether there is system management mode.
     pub smm: bool,
     /// Whether there is VMware's port with its mouse.

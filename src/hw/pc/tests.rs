@@ -25,6 +25,7 @@ fn config() -> PcConfig {
         boot: BootConfig::default(),
         acpi: true,
         hpet: true,
+        usb: false,
         smm: true,
         vmport: true,
         i8042: true,

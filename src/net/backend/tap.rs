@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::Arc;
 
 use lockstep_chardev::poll::register;
 use lockstep_qapi::schema::NetdevTapOptions;
-use lockstep_util::{Error, Result, bail, report};
+use lockstep_util::{Error, Result, bail, fds, report};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use tokio::io::Interest;
@@ -48,14 +48,8 @@ pub(crate) async fn make(netdev: &Arc<Netdev>, options: &NetdevTapOptions) -> Re
                 "ifname=, script=, downscript=, vnet_hdr=, helper=, queues=, fds=, and vhostfds= are invalid with fd="
             );
         }
-        let number = fd.parse::<i32>().ok().filter(|&n| n >= 3);
-        let Some(number) = number else { bail!("File descriptor named '{fd}' has not been found") };
-        // SAFETY: F_GETFD only asks whether the number is an open descriptor.
-        if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
-            bail!("{}: Can't use file descriptor {number}: Bad file descriptor", netdev.id);
-        }
-        // SAFETY: the descriptor is open, and the user hands it to us by naming it.
-        let owned = unsafe { OwnedFd::from_raw_fd(number) };
+        let owned = fds::take(fd)?.ok_or_else(|| fds::not_open(fd).prepend(format_args!("{}: ", netdev.id)))?;
+        let number = owned.as_raw_fd();
         let tap = adopt(owned, number)?;
         return start(netdev, tap, options, format!("fd={number}"), None);
     }
@@ -106,7 +100,7 @@ async fn from_helper(helper: &str, bridge: &str) -> Result<Tap> {
     let (helper, bridge) = (helper.to_owned(), bridge.to_owned());
     let answer = tokio::task::spawn_blocking(move || tap_helper::request(&helper, &bridge)).await;
     let fd = answer.map_err(|_| Error::new("bridge helper failed"))??;
-    let number = std::os::fd::AsRawFd::as_raw_fd(&fd);
+    let number = fd.as_raw_fd();
     adopt(fd, number)
 }
 

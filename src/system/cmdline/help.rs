@@ -33,7 +33,7 @@ pub fn wanted(line: &CommandLine) -> Result<Option<String>> {
             "vga" if o.value == "help" => Some(vga()),
             "smp" if is_help(&o.value) => parameters::help("smp-opts"),
             "boot" if is_help(&o.value) => parameters::help("boot-opts"),
-            "rtc" | "global" if is_help(&o.value) => parameters::help(o.name),
+            "rtc" | "global" | "add-fd" | "msg" if is_help(&o.value) => parameters::help(o.name),
             _ => None,
         };
         if text.is_some() {

@@ -1,5 +1,6 @@
 //! The parameters of options, as `query-command-line-options` tells them.
 
+use lockstep_qapi::opts::{OptDesc, OptType};
 use lockstep_qapi::schema::{CommandLineOptionInfo, CommandLineParameterInfo, CommandLineParameterType as Type};
 
 use crate::machine_options::{MachineKind, machine_properties};
@@ -13,6 +14,8 @@ const Z: Type = Type::Size;
 #[rustfmt::skip]
 static GROUPS: &[(&str, &[(&str, Type)])] = &[
     ("action", &[("panic", S), ("reboot", S), ("shutdown", S)]),
+    ("add-fd", &[("opaque", S), ("set", N), ("fd", N)]),
+    ("msg", &[("guest-name", B), ("timestamp", B)]),
     ("fw_cfg", &[("string", S), ("file", S), ("name", S)]),
     ("name", &[("debug-threads", B), ("process", S), ("guest", S)]),
     ("object", &[]),
@@ -60,6 +63,22 @@ pub fn all() -> Vec<CommandLineOptionInfo> {
         parameters: parameters.iter().copied().map(parameter).collect(),
     });
     [machine].into_iter().chain(groups).collect()
+}
+
+/// The parameters of an option, for checking what was given.
+pub fn descriptions(group: &str) -> Vec<OptDesc> {
+    let of_type = |kind: &Type| match kind {
+        Type::String => OptType::String,
+        Type::Boolean => OptType::Bool,
+        Type::Number => OptType::Number,
+        Type::Size => OptType::Size,
+    };
+    let found = GROUPS.iter().find(|(name, _)| *name == group);
+    found
+        .into_iter()
+        .flat_map(|(_, list)| list.iter())
+        .map(|(name, kind)| OptDesc { name, ty: of_type(kind) })
+        .collect()
 }
 
 /// The parameters of an option as its help lists them.

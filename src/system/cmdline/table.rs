@@ -62,6 +62,7 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("display", "display none", "how to show the guest's screen"),
     flag("nographic", "no screen; serial port and monitor on the terminal"),
     takes("vga", "vga std|none", "video card"),
+    flag("usb", "USB controller on the board"),
     takes("netdev", "netdev tap|bridge|socket|stream|dgram,id=str[,...]", "add a network backend"),
     takes("net", "net none", "no default network card"),
     takes("nic", "nic none", "no default network card"),
@@ -99,6 +100,8 @@ pub static OPTIONS: &[OptionDef] = &[
     flag("nodefaults", "no default devices"),
     flag("no-user-config", "read no configuration files of the user"),
     takes("object", "object TYPENAME[,PROP1=VALUE1,...]", "add an object ('-object help')"),
+    takes("add-fd", "add-fd fd=fd,set=set[,opaque=opaque]", "add an open descriptor to a set (/dev/fdset/SET)"),
+    takes("msg", "msg [timestamp[=on|off]][,guest-name[=on|off]]", "what goes before messages"),
     takes("qtest", "qtest dev", "qtest protocol on a character device"),
     takes("qtest-log", "qtest-log file", "log of the qtest protocol"),
 ];

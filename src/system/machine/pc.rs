@@ -9,7 +9,7 @@ use lockstep_hw::{
     pc::{BootConfig, CpuSlot, KernelConfig, PcConfig, PcHooks, PcMachine, Stage},
     rtc::RtcConfig,
 };
-use lockstep_util::{Result, err, report};
+use lockstep_util::{Error, Result, err, report};
 
 use super::{device_types, vcpus};
 use crate::{
@@ -138,6 +138,7 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         },
         acpi: options.acpi,
         hpet: options.hpet,
+        usb: options.usb,
         // No engine here has system management mode.
         smm: false,
         vmport: options.vmport,
@@ -163,6 +164,9 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     } && device_types().find("VGA").is_some();
     let mut hooks = Hooks { vm, ports, vga };
     let machine = PcMachine::build(config, &vm.board, &mut hooks)?;
+    if let (false, Some(ram)) = (options.dump_guest_core, vm.board.ram.find("pc.ram")) {
+        ram.keep_out_of_core_dumps().map_err(|e| Error::with_errno("cannot keep memory out of core dumps", &e))?;
+    }
     if let (Accelerator::Tcg(tcg), Some(pic), Some(apics)) = (&vm.accelerator, machine.pic(), machine.local_apics()) {
         tcg.connect(apics, pic);
         tcg.watch_code(&vm.board.ram)?;

@@ -145,6 +145,10 @@ pub struct MachineOptions {
     pub reboot_timeout: Option<i64>,
     /// Whether there is a high-precision event timer.
     pub hpet: bool,
+    /// A USB controller on the board.
+    pub usb: bool,
+    /// Whether a core dump of this process has the guest's memory.
+    pub dump_guest_core: bool,
     /// Whether there is ACPI.
     pub acpi: bool,
     /// Whether there is VMware's backdoor port.
@@ -201,6 +205,8 @@ impl MachineOptions {
             splash_time: None,
             reboot_timeout: None,
             hpet: true,
+            usb: false,
+            dump_guest_core: true,
             acpi: true,
             vmport: true,
             graphics: !line.has("nographic"),

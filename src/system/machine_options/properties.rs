@@ -37,11 +37,14 @@ static PROPERTIES: &[MachineProperty] = &[
     any("append", "string", "Linux kernel command line"),
     any("boot", "BootConfiguration", "Boot configuration"),
     any("graphics", "bool", "Set on/off to enable/disable graphics emulation"),
+    any("dump-guest-core", "bool", "Include guest memory in a core dump"),
     pc("hpet", "bool", "Enable/disable high precision event timer emulation"),
     any("initrd", "string", "Linux initial ramdisk file"),
     any("kernel", "string", "Linux kernel image file"),
+    any("memory-backend", "string", "Set RAM backend. Valid value is ID of hostmem based backend"),
     any("memory", "MemorySizeConfiguration", "Memory size configuration"),
     any("smp", "SMPConfiguration", "CPU topology"),
+    any("usb", "bool", "Set on/off to enable/disable usb"),
     pc("vmport", "OnOffAuto", "Enable vmport (pc & q35)"),
 ];
 
@@ -60,6 +63,7 @@ pub(super) fn collect(line: &CommandLine) -> Result<Map> {
             "machine" => parse("type"),
             "smp" => parse("cpus").map(|t| under("smp", t)),
             "boot" => parse("order").map(|t| under("boot", t)),
+            "usb" => Ok(Map::from_iter([("usb".to_owned(), Value::String("on".into()))])),
             "kernel" | "initrd" | "append" => Ok(Map::from_iter([(o.name.to_owned(), Value::String(o.value.clone()))])),
             _ => continue,
         };
@@ -110,11 +114,15 @@ impl MachineOptions {
                 "append" => self.append = Some(text(&key, value)?),
                 "boot" => self.boot(typed(&key, value)?)?,
                 "graphics" => self.graphics = on_off(&key, value)?,
+                "dump-guest-core" => self.dump_guest_core = on_off(&key, value)?,
                 "hpet" => self.hpet = on_off(&key, value)?,
                 "initrd" => self.initrd = Some(text(&key, value)?),
                 "kernel" => self.kernel = Some(text(&key, value)?),
                 "memory" => self.memory_size(typed(&key, value)?)?,
+                // There are no objects of that kind that could be named.
+                "memory-backend" => bail!("Memory backend '{}' not found", text(&key, value)?),
                 "smp" => self.smp = Smp::of(&typed::<SMPConfiguration>(&key, value)?, self.machine)?,
+                "usb" => self.usb = on_off(&key, value)?,
                 "vmport" => self.vmport = on_off_auto(&key, value)?,
                 _ => {}
             }

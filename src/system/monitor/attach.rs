@@ -5,6 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use lockstep_chardev::{CharEvent, CharFrontend, CharHandlers};
 use lockstep_event::Local;
 use lockstep_qapi::Dispatcher;
+use lockstep_util::fds;
 
 use crate::{
     qmp::{self, Ctx},
@@ -21,7 +22,9 @@ pub fn start_qmp(vm: &Rc<Vm>, dispatcher: &Rc<Dispatcher<Ctx>>, frontend: CharFr
         // A client that does not read loses its connection, not the machine's time.
         let _ = writer.send(&[std::io::IoSlice::new(&bytes)]);
     });
-    let monitor = qmp::monitor(vm, dispatcher, pretty, true, output);
+    let writer = frontend.writer();
+    let client = fds::Client::new(move || writer.take_passed_fd());
+    let monitor = qmp::monitor(vm, dispatcher, pretty, true, output, client);
     let (can_read, reader, listener) = (monitor.clone(), monitor.clone(), monitor.clone());
     let handlers = CharHandlers {
         can_read: Box::new(move || if can_read.can_read() { READ_SIZE } else { 0 }),

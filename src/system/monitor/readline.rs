@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use lockstep_chardev::{CharFrontend, StreamEvent};
+use lockstep_util::fds;
 
 use super::hmp;
 use crate::{version_text, vm::Vm};
@@ -20,6 +21,8 @@ pub fn start(vm: &Rc<Vm>, frontend: CharFrontend) {
         let write = |text: &str| {
             let _ = writer.send(&[std::io::IoSlice::new(text.as_bytes())]);
         };
+        let passed = stream.writer();
+        let client = fds::Client::new(move || passed.take_passed_fd());
         let mut line = Vec::new();
         loop {
             match stream.event(true).await {
@@ -41,7 +44,7 @@ pub fn start(vm: &Rc<Vm>, frontend: CharFrontend) {
                                 write("\r\n");
                                 let text = String::from_utf8_lossy(&line).into_owned();
                                 line.clear();
-                                let answer = hmp::run_line(&vm, &text).await;
+                                let answer = client.during(hmp::run_line(&vm, &text)).await;
                                 write(&format!("{answer}{PROMPT}"));
                             }
                             // Backspace and delete take the last character back.

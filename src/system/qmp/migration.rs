@@ -3,7 +3,7 @@
 use lockstep_block::replication::{ReplicationMode, all};
 use lockstep_migration::MigrateArguments;
 use lockstep_qapi::{Registry, Wire, cmd, event, schema::*, visit};
-use lockstep_util::{Result, bail, err};
+use lockstep_util::{Error, ErrorClass, Result, bail, err};
 use serde_json::Value;
 
 use super::Ctx;
@@ -88,56 +88,49 @@ fn settings(registry: &mut Registry<Ctx>) {
 
 /// `yank` and `query-yank`: they work on the thread that reads the monitor, while the main context may be held up.
 pub fn register_yank(registry: &mut Registry<Ctx>, vm: &Ctx) -> Result<()> {
-    let chardevs = vm.yank.clone();
-    let nodes = (*vm.graph.extension::<lockstep_block::yank::YankRegistry>()).clone();
+    let instances = vm.yank.clone();
     let migration = vm.migration()?.yank();
     // There is no postcopy that could be paused.
     registry.register_oob::<cmd::MigratePause>(|_| {
         Err(err!("migrate-pause is currently only supported during postcopy-active or postcopy-recover state"))
     });
-    let (c, n, m) = (chardevs.clone(), nodes.clone(), migration.clone());
+    let (all, m) = (instances.clone(), migration.clone());
     registry.register_oob::<cmd::QueryYank>(move |_| {
-        let mut all: Vec<YankInstance> = c.instances().iter().filter_map(to_schema).collect();
-        all.extend(
-            n.instances().into_iter().map(|node_name| YankInstance::BlockNode(YankInstanceBlockNode { node_name })),
-        );
+        let mut all: Vec<YankInstance> = all.instances().into_iter().map(to_schema).collect();
         if m.is_registered() {
             all.push(YankInstance::Migration);
         }
         Ok(all)
     });
     registry.register_oob::<cmd::Yank>(move |args: cmd::Yank| {
-        let not_found =
-            || lockstep_util::Error::with_class(lockstep_util::ErrorClass::DeviceNotFound, "Instance not found");
-        let known = |instance: &YankInstance| match instance {
-            YankInstance::Migration => migration.is_registered(),
-            YankInstance::BlockNode(node) => nodes.instances().contains(&node.node_name),
-            YankInstance::Chardev(_) => chardevs.instances().iter().filter_map(to_schema).any(|i| i == *instance),
-        };
-        // All are looked for before any is cut.
-        if !args.instances.iter().all(known) {
-            return Err(not_found());
+        let wants_migration = args.instances.contains(&YankInstance::Migration);
+        if wants_migration && !migration.is_registered() {
+            return Err(Error::with_class(ErrorClass::DeviceNotFound, "Instance not found"));
         }
-        for instance in args.instances {
-            match instance {
-                YankInstance::Migration => migration.pull(),
-                YankInstance::BlockNode(node) => drop(nodes.yank(&node.node_name)),
-                YankInstance::Chardev(chardev) => chardevs
-                    .yank(&[lockstep_util::YankInstance::Chardev(chardev.id)])
-                    .map_err(|_| err!("Instance not found"))?,
-            }
+        let others: Vec<_> = args.instances.into_iter().filter_map(from_schema).collect();
+        instances.yank(&others)?;
+        if wants_migration {
+            migration.pull();
         }
         Ok(())
     });
     Ok(())
 }
 
-fn to_schema(instance: &lockstep_util::YankInstance) -> Option<YankInstance> {
-    Some(match instance {
-        lockstep_util::YankInstance::Chardev(id) => YankInstance::Chardev(YankInstanceChardev { id: id.clone() }),
-        lockstep_util::YankInstance::BlockNode(name) => {
-            YankInstance::BlockNode(YankInstanceBlockNode { node_name: name.clone() })
+fn from_schema(instance: YankInstance) -> Option<lockstep_util::YankInstance> {
+    match instance {
+        YankInstance::Chardev(chardev) => Some(lockstep_util::YankInstance::Chardev(chardev.id)),
+        YankInstance::BlockNode(node) => Some(lockstep_util::YankInstance::BlockNode(node.node_name)),
+        YankInstance::Migration => None,
+    }
+}
+
+fn to_schema(instance: lockstep_util::YankInstance) -> YankInstance {
+    match instance {
+        lockstep_util::YankInstance::Chardev(id) => YankInstance::Chardev(YankInstanceChardev { id }),
+        lockstep_util::YankInstance::BlockNode(node_name) => {
+            YankInstance::BlockNode(YankInstanceBlockNode { node_name })
         }
         lockstep_util::YankInstance::Migration => YankInstance::Migration,
-    })
+    }
 }

@@ -3,6 +3,7 @@
 mod block;
 mod chardev;
 pub mod cpus;
+mod descriptors;
 mod facts;
 pub mod input;
 mod keys;
@@ -17,6 +18,7 @@ pub mod screen;
 use std::{rc::Rc, sync::Arc};
 
 pub use chardev::CHARDEVS;
+pub use descriptors::client;
 pub use net::NETDEVS;
 
 use lockstep_event::Local;
@@ -25,7 +27,7 @@ use lockstep_qapi::{
     schema::{VersionInfo, VersionTriple},
 };
 
-use lockstep_util::Result;
+use lockstep_util::{Result, fds};
 
 use crate::{
     QEMU_VERSION,
@@ -54,6 +56,7 @@ pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     block::register(&mut registry);
     chardev::register(&mut registry);
     cpus::register(&mut registry);
+    descriptors::register(&mut registry);
     facts::register(&mut registry);
     input::register(&mut registry);
     machine::register(&mut registry);
@@ -74,17 +77,19 @@ pub fn monitor(
     pretty: bool,
     oob: bool,
     output: Output,
+    client: fds::Client,
 ) -> Arc<QmpMonitor> {
     let config = SessionConfig { version: version_info(), oob, pretty };
     // The pump runs on the main context only: what it uses may stay there.
-    let parts = Local::new((vm.clone(), dispatcher.clone()));
+    let parts = Local::new((vm.clone(), dispatcher.clone(), client));
     let monitor = QmpMonitor::new(config, dispatcher.catalogue().clone(), vm.main.clone(), output, move |monitor| {
-        let (vm, dispatcher) = parts.get().clone();
+        let (vm, dispatcher, client) = parts.get().clone();
         tokio::task::spawn_local(async move {
             while let Some(call) = monitor.next_call() {
                 // Commands of all monitors run one after the other.
                 let _turn = vm.command_turn.lock().await;
-                let result = dispatcher.call(vm.clone(), &call.name, call.arguments.clone()).await;
+                let command = dispatcher.call(vm.clone(), &call.name, call.arguments.clone());
+                let result = client.during(command).await;
                 monitor.finish(call, result);
             }
         });

@@ -1,7 +1,7 @@
 //! The run state, and who the machine is.
 
 use lockstep_qapi::{Registry, cmd, event, schema::*};
-use lockstep_util::err;
+use lockstep_util::{err, fds};
 
 use super::Ctx;
 use crate::monitor::hmp;
@@ -47,7 +47,9 @@ pub fn register(registry: &mut Registry<Ctx>) {
         if args.cpu_index.is_some_and(|i| usize::try_from(i).map_or(true, |i| i >= vm.vcpus().map_or(0, |v| v.len()))) {
             return Err(err!("Parameter 'cpu-index' expects a CPU number"));
         }
-        Ok(hmp::run_line(&vm, &args.command_line).await)
+        // The line runs on a human monitor of its own, to which nobody sends descriptors.
+        let client = fds::Client::new(|| None);
+        Ok(client.during(hmp::run_line(&vm, &args.command_line)).await)
     });
     registry.register::<cmd::QueryName>(async |vm: Ctx, _| Ok(NameInfo { name: vm.options.name.clone() }));
     registry.register::<cmd::QueryUuid>(async |vm: Ctx, _| Ok(UuidInfo { uuid: vm.uuid_text() }));

@@ -10,10 +10,10 @@ use lockstep_qapi::{
     opts,
     schema::{NetdevBranch, RebootAction, ShutdownAction},
 };
-use lockstep_util::{Result, bail, err, report};
+use lockstep_util::{Result, bail, err, fds, report};
 
 use crate::{
-    cmdline::{CommandLine, Occurrence},
+    cmdline::{CommandLine, Occurrence, parameters},
     drive::{Interface, Media},
     machine_options::MachineKind,
     objects, qtest,
@@ -57,11 +57,12 @@ fn object_options(o: &Occurrence) -> Result<lockstep_qapi::schema::ObjectOptions
 
 /// Prints warnings of an option.
 pub(super) fn warn(o: &Occurrence, warnings: &[(String, String)]) {
-    let _place = report::Location::new(o.location.clone());
-    for (text, hint) in warnings {
-        report::warn(text);
-        eprintln!("{hint}");
-    }
+    report::within(&o.location, || {
+        for (text, hint) in warnings {
+            report::warn(text);
+            eprintln!("{hint}");
+        }
+    });
 }
 
 /// Objects that need nothing else.
@@ -93,7 +94,6 @@ pub(super) async fn late_objects(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> 
 /// `-netdev`.
 pub(super) async fn netdevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     for o in line.all("netdev") {
-        let _place = report::Location::new(o.location.clone());
         match cli::netdev(&o.value).map_err(|e| o.locate(e))? {
             Parsed::Value(options, warnings) => {
                 warn(o, &warnings);
@@ -102,7 +102,7 @@ pub(super) async fn netdevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
                 if !new_kind && vm.net.has_netdev(&options.id) {
                     return Err(o.locate(err!("Duplicate ID '{}' for netdev", options.id)));
                 }
-                vm.net.add_netdev(&options).await.map_err(|e| o.locate(e))?;
+                report::located(&o.location, vm.net.add_netdev(&options)).await.map_err(|e| o.locate(e))?;
             }
             Parsed::Help(_) => bail!("{}: help is shown by '-netdev help' alone", o.location),
         }
@@ -116,12 +116,11 @@ pub(super) async fn chardevs(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         let parsed = opts::parse(&o.value, Some("backend")).map_err(|e| o.locate(e))?;
         let warnings: Vec<_> = parsed.warnings().collect();
         warn(o, &warnings);
-        let _place = report::Location::new(o.location.clone());
         if let Some(id) = parsed.id.as_deref().filter(|id| vm.chardevs.contains(id)) {
             return Err(o.locate(err!("Duplicate ID '{id}' for chardev")));
         }
         let described = describe(&parsed).map_err(|e| o.locate(e))?;
-        vm.add_chardev(described).await.map_err(|e| o.locate(e))?;
+        report::located(&o.location, vm.add_chardev(described)).await.map_err(|e| o.locate(e))?;
     }
     Ok(())
 }
@@ -134,14 +133,11 @@ pub(super) async fn disks(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         commands::blockdev_add(&vm.graph, options).await.map_err(|e| o.locate(e))?;
     }
     for o in line.iter() {
-        let _place = report::Location::new(o.location.clone());
-        let made = match o.name {
-            "drive" => vm.drives.add(&vm.graph, &o.value).await,
-            "hda" => vm.drives.add_file(&vm.graph, &o.value, 0, Media::Disk).await,
-            "hdb" => vm.drives.add_file(&vm.graph, &o.value, 1, Media::Disk).await,
-            "hdc" => vm.drives.add_file(&vm.graph, &o.value, 2, Media::Disk).await,
-            "hdd" => vm.drives.add_file(&vm.graph, &o.value, 3, Media::Disk).await,
-            "cdrom" => vm.drives.add_file(&vm.graph, &o.value, 2, Media::Cdrom).await,
+        let made = match (o.name, disk_of(o.name)) {
+            ("drive", _) => report::located(&o.location, vm.drives.add(&vm.graph, &o.value)).await,
+            (_, Some((index, media))) => {
+                report::located(&o.location, vm.drives.add_file(&vm.graph, &o.value, index, media)).await
+            }
             _ => continue,
         };
         made.map_err(|e| o.locate(e))?;
@@ -162,6 +158,56 @@ fn default_cdrom(vm: &Vm, line: &CommandLine) -> bool {
         && !line.has("nodefaults")
         && !line.all("device").any(made)
         && vm.drives.find(Interface::Ide, 1, 0).is_none()
+}
+
+/// The disk that an option such as `-hda` is short for.
+fn disk_of(option: &str) -> Option<(usize, Media)> {
+    Some(match option {
+        "hda" => (0, Media::Disk),
+        "hdb" => (1, Media::Disk),
+        "hdc" => (2, Media::Disk),
+        "hdd" => (3, Media::Disk),
+        "cdrom" => (2, Media::Cdrom),
+        _ => return None,
+    })
+}
+
+/// `-add-fd`: sets of descriptors that were open at the start.
+pub(super) fn descriptor_sets(line: &CommandLine) -> Result<()> {
+    for o in line.all("add-fd") {
+        let add = || {
+            let options = opts::parse(&o.value, None)?;
+            options.check(&parameters::descriptions("add-fd"))?;
+            let number = |key| options.get_number(key).map(|n| n.and_then(|n| i32::try_from(n).ok()));
+            let Some(fd) = number("fd")? else { bail!("fd option is required and must be non-negative") };
+            if fd <= 2 {
+                bail!("fd cannot be a standard I/O stream");
+            }
+            let Some(copy) = fds::copy_of_numbered(fd) else { bail!("fd is not valid or already in use") };
+            let Some(set) = number("set")? else { bail!("set option is required and must be non-negative") };
+            fds::add_to_set(copy, Some(set.into()), options.get("opaque").map(str::to_owned))
+        };
+        add().map_err(|e| o.locate(e))?;
+    }
+    Ok(())
+}
+
+/// `-msg`: what goes before messages.
+pub(super) fn messages(line: &CommandLine) -> Result<()> {
+    let mut prefix = report::Prefix::default();
+    let mut with_guest = false;
+    for o in line.all("msg") {
+        let options = opts::parse(&o.value, None).map_err(|e| o.locate(e))?;
+        let warnings: Vec<_> = options.warnings().collect();
+        warn(o, &warnings);
+        options.check(&parameters::descriptions("msg")).map_err(|e| o.locate(e))?;
+        prefix.timestamp = options.get_bool("timestamp").map_err(|e| o.locate(e))?.unwrap_or(false);
+        with_guest = options.get_bool("guest-name").map_err(|e| o.locate(e))?.unwrap_or(false);
+    }
+    let name = |o: &Occurrence| opts::parse(&o.value, Some("guest")).ok()?.take("guest");
+    prefix.guest_name = line.last("name").filter(|_| with_guest).and_then(name);
+    report::set_prefix(prefix);
+    Ok(())
 }
 
 /// `-display`, `-net none`, `-nic none`: what is asked for is what there is.

@@ -50,6 +50,8 @@ fn report_error(error: &Error) {
 }
 
 async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daemon::Daemon>) -> Result<ExitCode> {
+    backends::messages(&line)?;
+    backends::descriptor_sets(&line)?;
     let options = MachineOptions::parse(&line)?;
     backends::display(&line)?;
     let (accelerator, clocks) = choose_accelerator(&options)?;
@@ -137,8 +139,7 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     backends::netdevs(vm, line).await?;
     backends::late_objects(vm, line).await?;
     for o in line.all("device") {
-        let _place = report::Location::new(o.location.clone());
-        machine::add_device_text(vm, &o.value).map_err(|e| o.locate(e))?;
+        report::within(&o.location, || machine::add_device_text(vm, &o.value)).map_err(|e| o.locate(e))?;
     }
     machine::finish(vm)?;
     vm.board.resets.reset(ResetKind::Cold);

@@ -110,7 +110,9 @@ pub struct Exit {
 impl Vm {
     /// A machine without devices, before it was started.
     pub fn new(main: ContextHandle, board: Board, accelerator: Accelerator, options: MachineOptions) -> Rc<Self> {
-        let yank = YankRegistry::new();
+        let graph = Graph::new();
+        // Block nodes and character devices are in one list.
+        let yank = (*graph.extension::<YankRegistry>()).clone();
         let chardevs = ChardevRegistry::new(yank.clone());
         let clocks = board.clocks.clone();
         let net = NetRegistry::new(chardevs.clone(), clocks.clone());
@@ -119,7 +121,7 @@ impl Vm {
             clocks,
             net: net.clone(),
             board,
-            graph: Graph::new(),
+            graph,
             monitors: Monitors::default(),
             chardevs,
             yank,

@@ -5,10 +5,11 @@ use std::rc::Rc;
 use lockstep_qapi::schema::{RunState, ShutdownCause};
 use lockstep_util::{Result, err};
 
-use super::{Args, HmpCommand, prefixed, registers};
+use super::{Args, HmpCommand, args::Param, prefixed, registers};
 use crate::{
     QEMU_VERSION,
     objects::{IoThreadObject, LocalFuture},
+    qmp::client,
     vm::{Accelerator, Vm},
 };
 
@@ -17,6 +18,20 @@ const fn plain(names: &'static str, help: &'static str, run: super::Handler) -> 
 }
 
 pub(super) static COMMANDS: &[HmpCommand] = &[
+    HmpCommand {
+        names: "closefd",
+        params: &[Param::Word("fdname")],
+        usage: "closefd name",
+        help: "close a file descriptor previously passed via SCM rights",
+        run: closefd,
+    },
+    HmpCommand {
+        names: "getfd",
+        params: &[Param::Word("fdname")],
+        usage: "getfd name",
+        help: "receive a file descriptor via SCM rights and assign it a name",
+        run: getfd,
+    },
     plain("stop|s", "stop emulation", stop),
     plain("cont|c", "resume emulation", cont),
     plain("quit|q", "quit the emulator", quit),
@@ -36,6 +51,14 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("uuid", "show the current VM UUID", info_uuid),
     plain("version", "show the version", info_version),
 ];
+
+fn closefd<'a>(_: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move { client().and_then(|c| c.close(args.word("fdname"))).map_err(prefixed) })
+}
+
+fn getfd<'a>(_: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move { client().and_then(|c| c.name(args.word("fdname"))).map_err(prefixed) })
+}
 
 fn stop<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {
