@@ -275,6 +275,11 @@ pub trait BlockDriver: Any {
         FormatInfo::default()
     }
 
+    /// Counters of this driver alone for `query-blockstats`, as the schema's `BlockStatsSpecific` has them.
+    fn specific_stats(&self) -> Option<serde_json::Value> {
+        None
+    }
+
     /// Bytes allocated on the host, `None` if the children's sum is right.
     fn allocated_size(&self) -> LocalBoxFuture<'_, Option<u64>> {
         Box::pin(async { None })

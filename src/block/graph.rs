@@ -129,6 +129,22 @@ impl Graph {
         self.inner.backends.borrow().values().cloned().collect()
     }
 
+    /// Whether two handles are of one graph.
+    pub fn same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// All backends with an id or a guest's device, in the order they were made.
+    pub fn devices(&self) -> Vec<Rc<Backend>> {
+        Backend::visible(self)
+    }
+
+    /// The backend of a device, by the device's id or path.
+    pub fn backend_of_device(&self, id: &str) -> Option<Rc<Backend>> {
+        let of_device = |b: &Rc<Backend>| b.guest().is_some_and(|g| g.path == id) || b.device().as_deref() == Some(id);
+        self.devices().into_iter().find(of_device)
+    }
+
     pub(crate) fn add_backend(&self, backend: &Rc<Backend>) -> Result<()> {
         let name = backend.name();
         if self.find_backend(&name).is_some() {

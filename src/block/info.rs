@@ -169,17 +169,17 @@ impl Node {
 }
 
 impl Graph {
-    /// `query-block`: every backend with an id.
+    /// `query-block`: every backend with an id or a device.
     pub async fn query_block(&self) -> Result<Vec<Value>> {
         let mut list = Vec::new();
-        for backend in self.backends() {
+        for backend in self.devices() {
             let guest = backend.guest();
             let mut info = Map::new();
             info.insert("device".into(), backend.name().into());
             info.insert("type".into(), "unknown".into());
             info.insert("locked".into(), guest.as_ref().is_some_and(|g| g.locked).into());
             // Without a device whatever comes may be one whose medium can be changed.
-            let removable = guest.as_ref().is_none_or(|g| g.tray_open.is_some());
+            let removable = guest.as_ref().is_none_or(|g| g.removable);
             info.insert("removable".into(), removable.into());
             if let Some(guest) = guest {
                 info.insert("qdev".into(), guest.path.into());

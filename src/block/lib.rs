@@ -20,6 +20,7 @@ pub mod io;
 pub mod jobs;
 mod join;
 pub mod json;
+pub mod medium;
 pub mod nbd;
 pub mod node;
 pub mod null;
@@ -32,6 +33,7 @@ pub mod quorum;
 pub mod raw;
 pub mod replication;
 pub mod requests;
+pub mod stats;
 pub mod text;
 pub mod throttle;
 

@@ -13,6 +13,8 @@ pub enum Interface {
     None,
     /// An IDE disk of the machine's.
     Ide,
+    /// The floppy drive.
+    Floppy,
 }
 
 /// What kind of medium.
@@ -101,6 +103,28 @@ impl Drives {
         o.items.push(("index".into(), index.to_string()));
         o.items.push(("media".into(), if media == Media::Cdrom { "cdrom" } else { "disk" }.into()));
         self.add_opts(graph, o).await
+    }
+
+    /// The floppy drive that a machine has. Returns its id.
+    ///
+    /// # Errors
+    /// When its id is taken.
+    pub fn add_default_floppy(&self, graph: &Graph) -> Result<String> {
+        Ok(self.add_empty(graph, Interface::Floppy, Media::Disk, (0, 0))?.backend.name())
+    }
+
+    fn add_empty(
+        &self,
+        graph: &Graph,
+        interface: Interface,
+        media: Media,
+        (bus, unit): (usize, usize),
+    ) -> Result<Rc<Drive>> {
+        let backend = Backend::new(graph, Some(&default_id(interface, media, bus, unit)))?;
+        let (rerror, werror) = (OnError::Auto, OnError::Auto);
+        let drive = Rc::new(Drive { backend, interface, bus, unit, media, rerror, werror });
+        self.list.borrow_mut().push(drive.clone());
+        Ok(drive)
     }
 
     async fn add_opts(&self, graph: &Graph, mut o: Opts) -> Result<Rc<Drive>> {
@@ -205,6 +229,7 @@ fn default_id(interface: Interface, media: Media, bus: usize, unit: usize) -> St
     match interface {
         Interface::Ide => format!("ide{bus}{media}{unit}"),
         Interface::None => format!("none{media}{unit}"),
+        Interface::Floppy => format!("floppy{unit}"),
     }
 }
 

@@ -12,13 +12,13 @@ use crate::{objects::UserObject, vm::Vm};
 /// What a path leads to.
 enum Object {
     /// Holds others and nothing else; its type.
-    Container(&'static str),
+    Container(String),
     Device(Arc<DeviceNode>),
     User(Rc<dyn UserObject>),
 }
 
 impl Object {
-    fn type_name(&self) -> &'static str {
+    fn type_name(&self) -> &str {
         match self {
             Self::Container(kind) => kind,
             Self::Device(node) => node.kind.name,
@@ -44,15 +44,20 @@ impl Object {
 
 /// All objects by path, parents before children.
 fn tree(vm: &Vm) -> Vec<(String, Object)> {
+    let container = || Object::Container("container".into());
     let mut all = vec![
-        (String::new(), Object::Container("container")),
-        ("/machine".into(), Object::Container(vm.machine_type_name())),
-        ("/machine/peripheral".into(), Object::Container("container")),
-        ("/machine/peripheral-anon".into(), Object::Container("container")),
-        ("/machine/unattached".into(), Object::Container("container")),
-        ("/objects".into(), Object::Container("container")),
-        ("/chardevs".into(), Object::Container("container")),
+        (String::new(), container()),
+        ("/machine".into(), Object::Container(vm.machine_type_name().into())),
+        ("/machine/peripheral".into(), container()),
+        ("/machine/peripheral-anon".into(), container()),
+        ("/machine/unattached".into(), container()),
+        ("/objects".into(), container()),
+        ("/chardevs".into(), container()),
     ];
+    for index in 0..vm.vcpus().map_or(0, |v| v.len()) {
+        let kind = format!("{}-x86_64-cpu", vm.cpu_model_name());
+        all.push((crate::qmp::cpus::qom_path(index), Object::Container(kind)));
+    }
     for node in vm.board.tree.devices() {
         all.push((node.path.clone(), Object::Device(node)));
     }
@@ -130,7 +135,7 @@ pub fn get(vm: &Vm, path: &str, property: &str) -> Result<Value> {
 /// When there is no such object or property, when it cannot be changed, or not to this value.
 pub fn set(vm: &Vm, path: &str, property: &str, value: &Value) -> Result<()> {
     let (_, object) = resolve(vm, path)?;
-    let kind = object.type_name();
+    let kind = object.type_name().to_owned();
     if !object.properties().iter().any(|(n, _)| n == property) {
         bail!("Property '{kind}.{property}' not found");
     }
@@ -139,7 +144,7 @@ pub fn set(vm: &Vm, path: &str, property: &str, value: &Value) -> Result<()> {
         Object::Device(node) if property != "type" => {
             let table = node.kind.properties().find(|p| p.name == property);
             let table = table.ok_or_else(|| err!("Property '{kind}.{property}' not found"))?;
-            let value = table.from_json(kind, value)?;
+            let value = table.from_json(&kind, value)?;
             node.device.set_property(property, &value).unwrap_or_else(|| {
                 Err(err!(
                     "Attempt to set property '{property}' on device '{}' (type '{kind}') after it was realized",

@@ -54,6 +54,15 @@ pub enum MediumChange {
     Removed,
     /// It has another length.
     Resized,
+    /// The user opened the tray.
+    TrayOpened,
+    /// The user closed the tray.
+    TrayClosed,
+    /// The user asks the guest to let go of the medium.
+    EjectRequested {
+        /// A lock of the guest's is lifted.
+        force: bool,
+    },
 }
 
 type Completion = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;

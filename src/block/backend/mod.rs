@@ -10,6 +10,7 @@ use crate::drain;
 use crate::driver::{WriteFlags, errno};
 use crate::graph::{Graph, WeakGraph};
 use crate::node::Node;
+use crate::stats::{Accounting, Kind, Outcome};
 use handle::Shared;
 use lockstep_util::Result;
 use std::cell::{Cell, RefCell};
@@ -17,6 +18,7 @@ use std::collections::HashMap;
 use std::io;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Notify;
 
 thread_local! {
@@ -37,6 +39,7 @@ pub struct Backend {
     quiesce: Cell<u32>,
     resume: Notify,
     in_flight: Cell<usize>,
+    accounting: Accounting,
     shared: Arc<Shared>,
     me: Weak<Backend>,
 }
@@ -69,6 +72,10 @@ impl IoStatus {
 pub struct GuestDevice {
     /// Its place in the tree of objects.
     pub path: String,
+    /// Whether media come and go by nature.
+    pub removable: bool,
+    /// Whether a user may change the medium.
+    pub changeable: bool,
     /// Whether it has a tray: open or not, if so.
     pub tray_open: Option<bool>,
     /// Whether the guest has locked the tray.
@@ -103,6 +110,7 @@ impl Backend {
             quiesce: Cell::new(0),
             resume: Notify::new(),
             in_flight: Cell::new(0),
+            accounting: Accounting::default(),
             shared,
             me: me.clone(),
         });
@@ -111,6 +119,16 @@ impl Backend {
         }
         BACKENDS.with(|b| b.borrow_mut().insert(backend.shared.id, Rc::downgrade(&backend)));
         Ok(backend)
+    }
+
+    /// The backends of a graph that have a name or a guest's device, oldest first.
+    pub(crate) fn visible(graph: &Graph) -> Vec<Rc<Self>> {
+        let all = BACKENDS.try_with(|b| b.borrow().values().filter_map(Weak::upgrade).collect::<Vec<_>>());
+        let mut all = all.unwrap_or_default();
+        let registered = |b: &Rc<Self>| graph.find_backend(&b.name()).is_some_and(|other| Rc::ptr_eq(&other, b));
+        all.retain(|b| b.is_of(graph) && (b.guest().is_some() || registered(b)));
+        all.sort_by_key(|b| b.shared.id);
+        all
     }
 
     pub(crate) fn by_id(id: u64) -> Option<Rc<Self>> {
@@ -229,6 +247,15 @@ impl Backend {
         self.len().unwrap_or(0) == 0
     }
 
+    /// Tells the device what a user does to its medium.
+    pub(crate) fn tell_device(&self, change: MediumChange) {
+        self.shared.notify(change);
+    }
+
+    pub(crate) fn is_of(&self, graph: &Graph) -> bool {
+        self.graph.upgrade().is_some_and(|own| own.same(graph))
+    }
+
     fn update_shared(&self) {
         match self.node() {
             Some(node) => self.shared.set_medium(Some(node.len().unwrap_or(0)), node.is_read_only()),
@@ -316,7 +343,31 @@ impl Backend {
         }
     }
 
+    /// The counters of the guest's requests.
+    pub fn accounting(&self) -> &Accounting {
+        &self.accounting
+    }
+
     async fn execute(&self, op: BlockOp) -> io::Result<Vec<u8>> {
+        let (kind, offset, len) = match &op {
+            BlockOp::Read { offset, len } => (Kind::Read, *offset, *len as u64),
+            BlockOp::Write { offset, data } => (Kind::Write, *offset, data.len() as u64),
+            BlockOp::WriteZeroes { offset, len, .. } => (Kind::Write, *offset, *len),
+            BlockOp::Flush => (Kind::Flush, 0, 0),
+            BlockOp::Discard { offset, len } => (Kind::Unmap, *offset, *len),
+        };
+        let (began, valid) = (Instant::now(), self.checked(offset, len).is_ok());
+        let result = self.execute_uncounted(op).await;
+        let outcome = match &result {
+            Ok(_) => Outcome::Done,
+            Err(_) if valid => Outcome::Failed,
+            Err(_) => Outcome::Invalid,
+        };
+        self.accounting.count(kind, len, began, outcome);
+        result
+    }
+
+    async fn execute_uncounted(&self, op: BlockOp) -> io::Result<Vec<u8>> {
         match op {
             BlockOp::Read { offset, len } => {
                 let node = self.checked(offset, len as u64)?;

@@ -108,6 +108,7 @@ async fn open(cx: &mut OpenContext) -> Result<Box<dyn BlockDriver>> {
         alignment,
         caps: Caps::default(),
         data_hint: Cell::new(None),
+        discards: Cell::default(),
     }))
 }
 
@@ -195,6 +196,15 @@ struct FileDriver {
     caps: Caps,
     /// The last stretch known to be data: sequential status queries cost one `lseek` each otherwise.
     data_hint: Cell<Option<(u64, u64)>>,
+    discards: Cell<Discards>,
+}
+
+/// Discards that were asked for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Discards {
+    done: u64,
+    failed: u64,
+    bytes: u64,
 }
 
 impl FileDriver {
@@ -320,8 +330,24 @@ impl BlockDriver for FileDriver {
             {
                 self.caps.no_punch.set(true);
             }
+            let mut discards = self.discards.get();
+            match &result {
+                Ok(()) => {
+                    discards.done += 1;
+                    discards.bytes += len;
+                }
+                Err(_) => discards.failed += 1,
+            }
+            self.discards.set(discards);
             result
         })
+    }
+
+    fn specific_stats(&self) -> Option<serde_json::Value> {
+        let Discards { done, failed, bytes } = self.discards.get();
+        Some(serde_json::json!({
+            "driver": "file", "discard-nb-ok": done, "discard-nb-failed": failed, "discard-bytes-ok": bytes,
+        }))
     }
 
     fn flush(&self) -> LocalBoxFuture<'_, io::Result<()>> {

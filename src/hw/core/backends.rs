@@ -22,8 +22,12 @@ pub struct DriveUser {
     pub writes: bool,
     /// Whether it goes on working when the medium grows or shrinks.
     pub resizable: bool,
-    /// Whether the medium can be changed.
+    /// Whether media come and go by nature.
     pub removable: bool,
+    /// Whether there is a tray, so that a user can change the medium.
+    pub has_tray: bool,
+    /// Whether requests are made at all, and may fail.
+    pub reports_errors: bool,
     /// Whether others may write to the medium at the same time (`share-rw`).
     pub share_rw: bool,
 }

@@ -163,7 +163,7 @@ impl InputHub {
         self.mice().first().is_some_and(|m| m.absolute)
     }
 
-    /// The pointing devices, the one in use first.
+    /// The pointing devices, the one in use first: users are shown it last.
     pub fn mice(&self) -> Vec<MouseInfo> {
         let hub = self.hub.lock();
         let pointers = hub.devices.iter().filter(|d| d.device.kind() != InputKind::Keyboard);

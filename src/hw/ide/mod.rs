@@ -9,7 +9,7 @@ mod identify;
 mod mmc;
 mod regs;
 mod smart;
-mod types;
+pub(crate) mod types;
 mod vmstate;
 mod wiring;
 

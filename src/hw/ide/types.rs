@@ -19,7 +19,8 @@ use crate::{
 const ON_ERROR: PropertyKind = PropertyKind::Enum("BlockdevOnError", &["report", "ignore", "enospc", "stop", "auto"]);
 const TRANSLATION: PropertyKind = PropertyKind::Enum("BiosAtaTranslation", &["auto", "none", "lba", "large", "rechs"]);
 
-const BLOCK: &[Property] = &[
+/// What all users of a drive have.
+pub(crate) const DRIVE: &[Property] = &[
     Property::unset("drive", PropertyKind::Drive),
     Property::new("backend_defaults", PropertyKind::OnOffAuto, "auto"),
     Property::new("logical_block_size", PropertyKind::BlockSize, "0")
@@ -33,6 +34,9 @@ const BLOCK: &[Property] = &[
     Property::new("share-rw", PropertyKind::Bool, "off"),
     Property::new("account-invalid", PropertyKind::OnOffAuto, "auto"),
     Property::new("account-failed", PropertyKind::OnOffAuto, "auto"),
+];
+
+const BLOCK: &[Property] = &[
     Property::new("rerror", ON_ERROR, "auto").describe("Error handling policy (report/ignore/enospc/stop/auto)"),
     Property::new("werror", ON_ERROR, "auto").describe("Error handling policy (report/ignore/enospc/stop/auto)"),
     Property::unset("ver", PropertyKind::Str),
@@ -69,7 +73,7 @@ pub static IDE_HD: DeviceType = DeviceType {
     bus: "IDE",
     category: Category::Storage,
     description: "virtual IDE disk",
-    properties: &[BLOCK, DISK, PLACE],
+    properties: &[DRIVE, BLOCK, DISK, PLACE],
     create: Some(|context| create(context, DriveKind::Disk)),
 };
 
@@ -81,7 +85,7 @@ pub static IDE_CD: DeviceType = DeviceType {
     bus: "IDE",
     category: Category::Storage,
     description: "virtual IDE CD-ROM",
-    properties: &[BLOCK, PLACE],
+    properties: &[DRIVE, BLOCK, PLACE],
     create: Some(|context| create(context, DriveKind::Cd)),
 };
 
@@ -157,6 +161,8 @@ fn create(context: &mut CreateContext<'_>, kind: DriveKind) -> Result<Arc<dyn De
         writes: kind == DriveKind::Disk,
         resizable: kind == DriveKind::Disk,
         removable: kind == DriveKind::Cd,
+        has_tray: kind == DriveKind::Cd,
+        reports_errors: true,
         share_rw: properties.bool("share-rw"),
     };
     let handle = drive_id.map(|id| context.board.backends.drive(&id, &user)).transpose()?;

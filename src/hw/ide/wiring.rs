@@ -95,9 +95,17 @@ impl IdeChannel {
     pub fn follow_medium(self: &Arc<Self>, unit: usize, backend: &BlockBackend) {
         let (me, handle) = (self.me.clone(), backend.clone());
         backend.on_medium_change(move |change| {
-            let sectors = if change == MediumChange::Removed { 0 } else { handle.len() / SECTOR };
-            if let Some(channel) = me.upgrade() {
-                channel.with(|c| c.medium_changed(unit, sectors));
+            let sectors = handle.len() / SECTOR;
+            let Some(channel) = me.upgrade() else { return };
+            match change {
+                MediumChange::Inserted | MediumChange::Resized => channel.with(|c| c.medium_changed(unit, sectors)),
+                MediumChange::Removed => channel.with(|c| c.medium_changed(unit, 0)),
+                MediumChange::TrayOpened => channel.set_tray(unit, true),
+                MediumChange::TrayClosed => {
+                    channel.set_tray(unit, false);
+                    channel.with(|c| c.medium_changed(unit, sectors));
+                }
+                MediumChange::EjectRequested { force } => channel.request_eject(unit, force),
             }
         });
     }

@@ -17,7 +17,7 @@ use crate::{
         i440fx::{I440fx, PciHost},
         piix3::Piix3,
     },
-    core::{Board, BusNode, IrqLine, IrqSink, PropertyInput, QomParent, ResetPhase, create_device},
+    core::{Board, BusNode, DriveUser, IrqLine, IrqSink, PropertyInput, QomParent, ResetPhase, create_device},
     dma::{CONTROLLERS, Dma},
     fdc::Fdc,
     fw_cfg::{FwCfg, key},
@@ -139,8 +139,13 @@ impl PcMachine {
         // The engine's devices have their places: the first CPU, the other CPUs, KVM's clock.
         board.tree.next_unattached();
         parts::plug(board, &types::VAPIC, &root, unattached(), Arc::new(device), Default::default());
-        let clocks = usize::from(hooks.kernel_irqchip().is_some());
-        (1..config.cpus.len() + clocks).for_each(|_| drop(board.tree.next_unattached()));
+        (1..config.cpus.len()).for_each(|_| drop(board.tree.next_unattached()));
+        if hooks.kernel_irqchip().is_some() {
+            // Its state is the kernel's: the CPUs' section has it.
+            let properties = parts::properties(board, &types::KVMCLOCK, &[])?;
+            let device = parts::BoardDevice::new(|_| ());
+            parts::plug(board, &types::KVMCLOCK, &root, unattached(), Arc::new(device), properties);
+        }
 
         // Controllers first: all lines lead there. Their sections come later.
         let controllers = match hooks.kernel_irqchip() {
@@ -425,9 +430,29 @@ impl PcMachine {
         let properties = parts::properties(board, &types::FDC, &[])?;
         parts::plug(board, &types::FDC, &self.isa_node, QomParent::Unattached, Arc::new(device), properties);
         if self.config.floppy_drive {
-            let properties = parts::properties(board, &types::FLOPPY, &[("unit", 0.to_string())])?;
+            let backend = self.config.floppy_backend.as_deref();
+            let mut settled = vec![
+                ("unit", 0.to_string()),
+                ("logical_block_size", 512.to_string()),
+                ("physical_block_size", 512.to_string()),
+            ];
+            settled.extend(backend.map(|id| ("drive", id.to_owned())));
+            let properties = parts::properties(board, &types::FLOPPY, &settled)?;
             let device = Arc::new(parts::BoardDevice::new(|_| ()));
-            parts::plug(board, &types::FLOPPY, &drives, QomParent::Unattached, device, properties);
+            let path =
+                parts::plug(board, &types::FLOPPY, &drives, QomParent::Unattached, device, properties).path.clone();
+            let user = DriveUser {
+                type_name: "floppy",
+                name: path.clone(),
+                path,
+                writes: false,
+                resizable: false,
+                removable: true,
+                has_tray: false,
+                reports_errors: false,
+                share_rw: false,
+            };
+            backend.map(|id| board.backends.drive(id, &user)).transpose()?;
         }
         Ok(())
     }
@@ -541,7 +566,18 @@ impl PcMachine {
     /// What `info pic` prints; nothing when the kernel has the controllers.
     pub fn describe_interrupts(&self) -> String {
         match &self.controllers {
-            Controllers::Kernel(_) => String::new(),
+            Controllers::Kernel(chip) => {
+                let mut text = String::new();
+                if let Ok(state) = chip.ioapic() {
+                    let mut regs = IoApicRegs::default();
+                    regs.load(&state);
+                    text += &regs.describe();
+                }
+                if let (Ok(master), Ok(slave)) = (chip.pic(false), chip.pic(true)) {
+                    text += &PicPair::describe_states([&master, &slave]);
+                }
+                text
+            }
             Controllers::Here { pic, ioapic, .. } => format!("{}{}", ioapic.describe(), pic.describe()),
         }
     }

@@ -97,6 +97,8 @@ pub struct PcConfig {
     pub kernel: Option<KernelConfig>,
     /// Whether there is an empty 2.88 MB floppy drive, as without `-nodefaults`.
     pub floppy_drive: bool,
+    /// The drive that users see on it, if any. It never has a medium.
+    pub floppy_backend: Option<String>,
     /// Whether serial ports 1 and 2 and the parallel port will be there.
     pub serial: [bool; 2],
     /// See `serial`.

@@ -33,6 +33,7 @@ fn config() -> PcConfig {
         rtc: RtcConfig { clock: Clock::Virtual, base: 0 },
         kernel: None,
         floppy_drive: true,
+        floppy_backend: None,
         serial: [false; 2],
         parallel: true,
         machine_name: "pc-i440fx-10.0".into(),

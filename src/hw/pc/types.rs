@@ -28,6 +28,9 @@ const fn of(name: &'static str, kind: PropertyKind, default: &'static str) -> Pr
 
 pub(super) static VAPIC: DeviceType = kind("kvmvapic", "System", SYSBUS, &[]);
 
+pub(super) static KVMCLOCK: DeviceType =
+    kind("kvmclock", "System", SYSBUS, &[&[of("x-mach-use-reliable-get-clock", Bool, "on")]]);
+
 pub(super) static PCI_HOST: DeviceType = kind(
     "i440FX-pcihost",
     "System",
@@ -175,7 +178,12 @@ const DRIVE_TYPE: PropertyKind = PropertyKind::Enum("FloppyDriveType", &["144", 
 pub(super) static FLOPPY: DeviceType = DeviceType {
     category: Category::Storage,
     description: "virtual floppy drive",
-    ..kind("floppy", "floppy-bus", PLAIN, &[&[of("unit", U32, "4294967295"), of("drive-type", DRIVE_TYPE, "288")]])
+    ..kind(
+        "floppy",
+        "floppy-bus",
+        PLAIN,
+        &[&[of("unit", U32, "4294967295")], crate::ide::types::DRIVE, &[of("drive-type", DRIVE_TYPE, "288")]],
+    )
 };
 
 pub(super) static I8042: DeviceType = kind(
@@ -219,6 +227,7 @@ pub(super) static SMBUS_EEPROM: DeviceType =
 /// Types that only the board makes.
 pub static BOARD_TYPES: &[&DeviceType] = &[
     &VAPIC,
+    &KVMCLOCK,
     &PCI_HOST,
     &I440FX,
     &PIIX3,

@@ -1,6 +1,6 @@
 //! USB: the bus, the UHCI host controller of the PIIX3, and devices for human input.
 
-mod bus;
+pub mod bus;
 mod control;
 pub mod hid;
 pub mod uhci;

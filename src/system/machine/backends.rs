@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use lockstep_block::{Backend, GuestDevice, IoStatus, Perm};
+use lockstep_block::{Backend, GuestDevice, IoStatus, Perm, medium};
 use lockstep_event::Local;
 use lockstep_hw::core::{
     BackendProvider, CharHandle, DriveEvents, DriveHandle, DriveUser, ErrorAction, NicHandle, NicUser, OnError,
@@ -74,9 +74,11 @@ impl BackendProvider for Provider {
         let may_stop = matches!(write_error, OnError::Enospc | OnError::Stop) || read_error == OnError::Stop;
         backend.set_guest(Some(GuestDevice {
             path: user.path.clone(),
-            tray_open: user.removable.then_some(false),
+            removable: user.removable,
+            changeable: user.has_tray,
+            tray_open: user.has_tray.then_some(false),
             locked: false,
-            io_status: may_stop.then_some(IoStatus::Ok),
+            io_status: (may_stop && user.reports_errors).then_some(IoStatus::Ok),
         }));
         let events = Events {
             backend: Arc::new(Local::new(Rc::downgrade(&backend))),
@@ -167,7 +169,13 @@ impl DriveEvents for Events {
     }
 
     fn tray_moved(&self, open: bool) {
-        self.show(move |guest| guest.tray_open = guest.tray_open.map(|_| open));
+        let (vm, backend) = (self.vm.clone(), self.backend.clone());
+        self.main.post(move || {
+            if let (Some(vm), Some(backend)) = (vm.get().upgrade(), backend.get().upgrade()) {
+                backend.update_guest(|guest| guest.tray_open = guest.tray_open.map(|_| open));
+                medium::tray_moved(&vm.graph, &backend, open);
+            }
+        });
     }
 
     fn tray_locked(&self, locked: bool) {

@@ -1,6 +1,7 @@
 //! From options to a machine: vCPUs, the board, its devices.
 
 mod backends;
+mod defaults;
 mod pc;
 mod vcpus;
 
@@ -18,6 +19,7 @@ use crate::{
     vm::Vm,
 };
 
+pub use defaults::Defaults;
 pub use pc::Pc;
 
 /// Types of devices that this program has.

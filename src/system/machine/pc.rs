@@ -9,9 +9,10 @@ use lockstep_hw::{
     pc::{BootConfig, CpuSlot, KernelConfig, PcConfig, PcHooks, PcMachine, Stage},
     rtc::RtcConfig,
 };
+use lockstep_qapi::schema::{ChardevBackend, ChardevVC, ChardevVCWrapper};
 use lockstep_util::{Error, Result, err, report};
 
-use super::{device_types, vcpus};
+use super::{defaults::Defaults, device_types, vcpus};
 use crate::{
     cmdline::CommandLine,
     drive::{Interface, Media},
@@ -115,7 +116,8 @@ fn drives(vm: &Rc<Vm>) -> Result<()> {
 pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     let ports = ports(vm, line).await?;
     let facts = vcpus::create(vm)?;
-    let defaults = !line.has("nodefaults");
+    let defaults = Defaults::of(line);
+    let floppy_backend = defaults.floppy.then(|| vm.drives.add_default_floppy(&vm.graph)).transpose()?;
     let options = &vm.options;
     let bios = line.last("bios").map_or("bios-256k.bin", |o| &o.value).to_owned();
     let config = PcConfig {
@@ -150,7 +152,8 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
             initrd: options.initrd.clone(),
             command_line: options.append.clone().unwrap_or_default(),
         }),
-        floppy_drive: defaults,
+        floppy_drive: defaults.floppy,
+        floppy_backend,
         serial: [!ports.serial.is_empty(), ports.serial.len() > 1],
         parallel: ports.parallel.is_some(),
         machine_name: options.machine.name.to_owned(),
@@ -160,7 +163,7 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         Some("none") => false,
         Some("std") => true,
         Some(other) => return Err(err!("unknown vga type: {other}")),
-        None => defaults,
+        None => defaults.vga,
     } && device_types().find("VGA").is_some();
     let mut hooks = Hooks { vm, ports, vga };
     let machine = PcMachine::build(config, &vm.board, &mut hooks)?;
@@ -268,17 +271,18 @@ async fn ports(vm: &Rc<Vm>, line: &CommandLine) -> Result<Ports> {
             o.locate(err!("could not connect serial device to character backend '{}'", o.value))
         })?);
     }
-    if serial.is_empty() && line.has("nographic") && !line.has("nodefaults") {
+    let defaults = Defaults::of(line);
+    if serial.is_empty() && line.has("nographic") && defaults.serial {
         let text = if line.has("monitor") || line.has("qmp") || line.has("mon") { "stdio" } else { "mon:stdio" };
         serial.push(serial_chardev(vm, 0, text).await?);
-    } else if serial.is_empty() && !line.has("nodefaults") {
-        serial.push(serial_chardev(vm, 0, "null").await?);
+    } else if serial.is_empty() && defaults.serial {
+        serial.push(serial_chardev(vm, 0, "vc").await?);
     }
     let parallel = match line.last("parallel") {
         Some(o) if o.value == "none" => None,
         Some(o) => Some(port_chardev(vm, "parallel0", &o.value).await.map_err(|e| o.locate(e))?),
-        None if line.has("nodefaults") => None,
-        None => Some(port_chardev(vm, "parallel0", "null").await?),
+        None if !defaults.parallel => None,
+        None => Some(port_chardev(vm, "parallel0", "vc").await?),
     };
     let debugcon = match line.last("debugcon") {
         Some(o) => port_chardev(vm, "debugcon", &o.value).await.map_err(|e| o.locate(e))?,
@@ -297,8 +301,10 @@ async fn port_chardev(vm: &Rc<Vm>, label: &str, text: &str) -> Result<Option<Str
     if text == "none" {
         return Ok(None);
     }
-    // There is no screen with virtual consoles.
-    let text = if text == "vc" || text.starts_with("vc:") { "null" } else { text };
+    if text == "vc" || text.starts_with("vc:") {
+        vm.chardevs.create(label, ChardevBackend::Vc(ChardevVCWrapper { data: ChardevVC::default() })).await?;
+        return Ok(Some(label.to_owned()));
+    }
     if let Some(id) = text.strip_prefix("chardev:") {
         if !vm.chardevs.contains(id) {
             return Err(err!("chardev \"{id}\" not found"));

@@ -14,6 +14,7 @@ use lockstep_block::{
         commands::{self as job_commands, CommonArgs, MirrorArgs, NewImageMode as NewImage},
         mirror::SyncMode,
     },
+    medium::{self, DriveName},
 };
 use lockstep_qapi::{Registry, Wire, cmd, event, schema::*, visit};
 use lockstep_util::{Result, bail, err};
@@ -24,6 +25,7 @@ use super::Ctx;
 pub fn register(registry: &mut Registry<Ctx>) {
     nodes(registry);
     facts(registry);
+    media(registry);
     exports(registry);
     jobs(registry);
     chain_jobs(registry);
@@ -62,9 +64,40 @@ fn facts(registry: &mut Registry<Ctx>) {
         let nodes = vm.graph.query_named_block_nodes(args.flat.unwrap_or(false)).await?;
         visit::from_json::<Vec<BlockDeviceInfo>>(nodes.into())
     });
+    registry.register::<cmd::QueryBlockstats>(async |vm: Ctx, a: cmd::QueryBlockstats| {
+        visit::from_json::<Vec<BlockStats>>(vm.graph.query_blockstats(a.query_nodes.unwrap_or(false)).into())
+    });
     registry.register::<cmd::BlockResize>(async |vm: Ctx, args: cmd::BlockResize| {
         hmp::block_resize(&vm.graph, args.device.as_deref(), args.node_name.as_deref(), args.size).await
     });
+}
+
+fn media(registry: &mut Registry<Ctx>) {
+    registry.register::<cmd::Eject>(async |vm: Ctx, a: cmd::Eject| {
+        medium::eject(&vm.graph, &DriveName::of(a.device, a.id)?, a.force.unwrap_or(false)).await
+    });
+    registry.register::<cmd::BlockdevOpenTray>(async |vm: Ctx, a: cmd::BlockdevOpenTray| {
+        medium::open_tray(&vm.graph, &DriveName::of(a.device, a.id)?, a.force.unwrap_or(false))
+    });
+    registry.register::<cmd::BlockdevCloseTray>(async |vm: Ctx, a: cmd::BlockdevCloseTray| {
+        medium::close_tray(&vm.graph, &DriveName::of(a.device, a.id)?)
+    });
+    registry.register::<cmd::BlockdevRemoveMedium>(async |vm: Ctx, a: cmd::BlockdevRemoveMedium| {
+        medium::remove(&vm.graph, &DriveName::Device(a.id)).await
+    });
+    registry.register::<cmd::BlockdevInsertMedium>(async |vm: Ctx, a: cmd::BlockdevInsertMedium| {
+        medium::insert(&vm.graph, &DriveName::Device(a.id), &a.node_name)
+    });
+    registry.register::<cmd::BlockdevChangeMedium>(async |vm: Ctx, a: cmd::BlockdevChangeMedium| {
+        let read_only = match a.read_only_mode {
+            None | Some(BlockdevChangeReadOnlyMode::Retain) => None,
+            Some(BlockdevChangeReadOnlyMode::ReadOnly) => Some(true),
+            Some(BlockdevChangeReadOnlyMode::ReadWrite) => Some(false),
+        };
+        let (name, force) = (DriveName::of(a.device, a.id)?, a.force.unwrap_or(false));
+        medium::change(&vm.graph, &name, &a.filename, a.format.as_deref(), force, read_only).await
+    });
+    registry.announce::<event::DeviceTrayMoved>();
 }
 
 fn exports(registry: &mut Registry<Ctx>) {

@@ -74,7 +74,7 @@ pub(super) fn register(registry: &mut Registry<Ctx>) {
             current: m.current,
             absolute: m.absolute,
         };
-        Ok(vm.board.input.mice().into_iter().map(info).collect())
+        Ok(vm.board.input.mice().into_iter().rev().map(info).collect())
     });
     registry.register::<cmd::SendKey>(async |vm: Ctx, a: cmd::SendKey| {
         vm.key_queue.press(&vm, &a);

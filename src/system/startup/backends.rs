@@ -15,6 +15,7 @@ use lockstep_util::{Result, bail, err, fds, report};
 use crate::{
     cmdline::{CommandLine, Occurrence, parameters},
     drive::{Interface, Media},
+    machine::Defaults,
     machine_options::MachineKind,
     objects, qtest,
     vm::Vm,
@@ -150,13 +151,8 @@ pub(super) async fn disks(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
 
 /// Whether the machine gets an empty CD-ROM drive that nobody asked for: unless its place is taken, or a user makes IDE drives.
 fn default_cdrom(vm: &Vm, line: &CommandLine) -> bool {
-    let made = |o: &Occurrence| {
-        let driver = o.value.split(',').next().unwrap_or_default();
-        matches!(driver.strip_prefix("driver=").unwrap_or(driver), "ide-cd" | "ide-hd")
-    };
     vm.options.machine.kind == MachineKind::Pc
-        && !line.has("nodefaults")
-        && !line.all("device").any(made)
+        && Defaults::of(line).cdrom
         && vm.drives.find(Interface::Ide, 1, 0).is_none()
 }
 

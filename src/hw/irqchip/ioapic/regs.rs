@@ -162,11 +162,12 @@ impl IoApicRegs {
         }
     }
 
-    pub(super) fn load(&mut self, wire: &IoApicState) {
+    /// Takes the registers over from the wire form.
+    pub(crate) fn load(&mut self, wire: &IoApicState) {
         *self = Self { id: wire.id, select: wire.ioregsel, requests: wire.irr, entries: wire.ioredtbl };
     }
 
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let mut text = format!("ioapic0: ver=0x{VERSION:x} id=0x{:02x} sel=0x{:02x}", self.id, self.select);
         if self.select >= 0x10 {
             text += &format!(" (redir[{}])", (self.select - 0x10) >> 1);

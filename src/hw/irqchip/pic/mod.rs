@@ -114,6 +114,16 @@ impl PicPair {
         format!("{}{}", chips[1].describe("pic1"), chips[0].describe("pic0"))
     }
 
+    /// What `info pic` shows of chips that the kernel has: master and slave.
+    pub fn describe_states(states: [&PicState; 2]) -> String {
+        let describe = |state: &PicState, name| {
+            let mut chip = Chip::new(name == "pic0");
+            chip.load(state);
+            chip.describe(name)
+        };
+        format!("{}{}", describe(states[1], "pic1"), describe(states[0], "pic0"))
+    }
+
     /// One of the two as a section.
     pub fn section(self: &Arc<Self>, slave: bool) -> Arc<PicSection> {
         Arc::new(PicSection { pair: self.clone(), at: slave.into() })

@@ -2,13 +2,17 @@
 
 use std::rc::Rc;
 
-use lockstep_block::{Options, commands, hmp, jobs::Jobs};
+use lockstep_block::{
+    Options, commands, hmp,
+    jobs::Jobs,
+    medium::{self, DriveName},
+};
 use lockstep_qapi::opts;
 use lockstep_util::{Result, err, size::parse_size};
 
 use super::{
     Args, HmpCommand,
-    args::Param::{Device, Flag, OptionalDevice, Word},
+    args::Param::{Device, Flag, OptionalDevice, OptionalWord, Word},
     prefixed,
 };
 use crate::{drive::Interface, objects::LocalFuture, vm::Vm};
@@ -44,6 +48,20 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
         run: block_resize,
     },
     HmpCommand {
+        names: "change",
+        params: &[Flag('f'), Device("device"), Word("target"), OptionalWord("format")],
+        usage: "[-f] device filename [format]",
+        help: "change a removable medium; force option closes the tray after it was opened",
+        run: change,
+    },
+    HmpCommand {
+        names: "eject",
+        params: &[Flag('f'), Device("device")],
+        usage: "[-f] device",
+        help: "eject a removable medium (use -f to force it)",
+        run: eject,
+    },
+    HmpCommand {
         names: "qemu-io",
         params: &[Flag('d'), Device("device"), Word("command")],
         usage: "[-d] [device] \"[command]\"",
@@ -53,6 +71,13 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
 ];
 
 pub(super) static INFO: &[HmpCommand] = &[
+    HmpCommand {
+        names: "blockstats",
+        params: &[],
+        usage: "",
+        help: "show block device statistics",
+        run: info_blockstats,
+    },
     HmpCommand {
         names: "block",
         params: &[Flag('n'), Flag('v'), OptionalDevice("device")],
@@ -68,6 +93,45 @@ pub(super) static INFO: &[HmpCommand] = &[
         run: info_block_jobs,
     },
 ];
+
+fn change<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let name = DriveName::Backend(args.word("device").to_owned());
+        let changed = medium::change(&vm.graph, &name, args.word("target"), args.get("format"), args.flag('f'), None);
+        changed.await.map_err(prefixed)
+    })
+}
+
+fn eject<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let name = DriveName::Backend(args.word("device").to_owned());
+        medium::eject(&vm.graph, &name, args.flag('f')).await.map_err(prefixed)
+    })
+}
+
+fn info_blockstats<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        const SHOWN: [&str; 11] = [
+            "rd_bytes",
+            "wr_bytes",
+            "rd_operations",
+            "wr_operations",
+            "flush_operations",
+            "wr_total_time_ns",
+            "rd_total_time_ns",
+            "flush_total_time_ns",
+            "rd_merged",
+            "wr_merged",
+            "idle_time_ns",
+        ];
+        for info in vm.graph.query_blockstats(false) {
+            let Some(device) = info["device"].as_str().filter(|d| !d.is_empty()) else { continue };
+            let shown = SHOWN.map(|name| format!(" {name}={}", info["stats"][name].as_u64().unwrap_or(0)));
+            out.push_str(&format!("{device}:{}\n", shown.concat()));
+        }
+        Ok(())
+    })
+}
 
 fn drive_add<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {

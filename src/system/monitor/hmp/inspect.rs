@@ -6,10 +6,11 @@ use lockstep_block::text::human_size;
 use lockstep_hw::{
     core::{BusNode, DeviceNode, Property, PropertyKind, PropertyValue},
     pci::{PciBus, qtree_lines},
+    usb::bus::UsbBus,
 };
-use lockstep_util::Result;
+use lockstep_util::{Result, err};
 
-use super::{Args, HmpCommand};
+use super::{Args, HmpCommand, prefixed};
 use crate::{
     machine_options::MachineKind,
     objects::LocalFuture,
@@ -33,7 +34,9 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("mice", "show which guest mouse is receiving events", info_mice),
     plain("pci", "show PCI info", info_pci),
     plain("pic", "show PIC state", info_pic),
+    plain("numa", "show NUMA information", info_numa),
     plain("qtree", "show device tree", info_qtree),
+    plain("usb", "show guest USB devices", info_usb),
 ];
 
 fn info_cpus<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
@@ -106,7 +109,7 @@ fn info_mice<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFutur
         if mice.is_empty() {
             out.push_str("No mouse devices connected\n");
         }
-        for m in mice {
+        for m in mice.into_iter().rev() {
             let (mark, kind) = (if m.current { '*' } else { ' ' }, if m.absolute { " (absolute)" } else { "" });
             let _ = writeln!(out, "{mark} Mouse #{}: {}{kind}", m.index, m.name);
         }
@@ -160,6 +163,27 @@ fn info_pic<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture
     Box::pin(async move {
         if let Some(pc) = vm.pc() {
             out.push_str(&pc.machine.describe_interrupts());
+        }
+        Ok(())
+    })
+}
+
+fn info_numa<'a>(_: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        out.push_str("0 nodes\n");
+        Ok(())
+    })
+}
+
+fn info_usb<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let buses = vm.board.tree.buses();
+        let buses: Vec<_> = buses.iter().filter_map(|b| b.object::<UsbBus>()).collect();
+        if buses.is_empty() {
+            return Err(prefixed(err!("USB support not enabled")));
+        }
+        for line in buses.iter().flat_map(|b| b.info()) {
+            let _ = writeln!(out, "{line}");
         }
         Ok(())
     })

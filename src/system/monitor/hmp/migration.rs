@@ -58,13 +58,51 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
     },
 ];
 
-pub(super) static INFO: &[HmpCommand] = &[HmpCommand {
-    names: "migrate_capabilities",
-    params: &[],
-    usage: "",
-    help: "show current migration capabilities",
-    run: info_capabilities,
-}];
+pub(super) static INFO: &[HmpCommand] = &[
+    HmpCommand {
+        names: "migrate_capabilities",
+        params: &[],
+        usage: "",
+        help: "show current migration capabilities",
+        run: info_capabilities,
+    },
+    HmpCommand {
+        names: "migrate_parameters",
+        params: &[],
+        usage: "",
+        help: "show current migration parameters",
+        run: info_parameters,
+    },
+];
+
+/// The parameters that are shown, and their units.
+const PARAMETERS: [(&str, &str); 25] = [
+    ("announce-initial", " ms"),
+    ("announce-max", " ms"),
+    ("announce-rounds", ""),
+    ("announce-step", " ms"),
+    ("throttle-trigger-threshold", ""),
+    ("cpu-throttle-initial", ""),
+    ("cpu-throttle-increment", ""),
+    ("cpu-throttle-tailslow", ""),
+    ("max-cpu-throttle", ""),
+    ("tls-creds", ""),
+    ("tls-hostname", ""),
+    ("max-bandwidth", " bytes/second"),
+    ("avail-switchover-bandwidth", " bytes/second"),
+    ("downtime-limit", " ms"),
+    ("x-checkpoint-delay", " ms"),
+    ("multifd-channels", ""),
+    ("multifd-compression", ""),
+    ("zero-page-detection", ""),
+    ("xbzrle-cache-size", " bytes"),
+    ("max-postcopy-bandwidth", ""),
+    ("tls-authz", ""),
+    ("x-vcpu-dirty-limit-period", " ms"),
+    ("vcpu-dirty-limit", " MB/s"),
+    ("mode", ""),
+    ("direct-io", ""),
+];
 
 fn migrate<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {
@@ -111,6 +149,23 @@ fn set_capability<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> Loca
 
 fn colo_lost_heartbeat<'a>(vm: &'a Rc<Vm>, _: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move { vm.migration()?.colo_lost_heartbeat().map_err(prefixed) })
+}
+
+fn info_parameters<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let all = vm.migration()?.parameters().to_json();
+        for (name, unit) in PARAMETERS {
+            let value = match &all[name] {
+                Value::Null => continue,
+                Value::Bool(on) => (if *on { "on" } else { "off" }).to_owned(),
+                Value::String(text) if name.starts_with("tls-") => format!("'{text}'"),
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            };
+            out.push_str(&format!("{name}: {value}{unit}\n"));
+        }
+        Ok(())
+    })
 }
 
 fn info_capabilities<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {

@@ -54,7 +54,7 @@ pub(super) fn text(index: u32, s: &CpuState) -> String {
             address(segment.base),
             segment.limit,
             segment.flags,
-            kind(segment)
+            if s.cr0 & 1 == 0 { String::new() } else { kind(segment) }
         );
     }
     let _ = writeln!(out, "GDT=     {} {:08x}", address(s.gdt.base), s.gdt.limit);
@@ -71,7 +71,7 @@ pub(super) fn text(index: u32, s: &CpuState) -> String {
         f.fcw,
         f.fsw & !0x3800,
         f.fsw >> 11 & 7,
-        !f.ftw,
+        f.ftw,
         f.mxcsr
     );
     for (i, st) in f.st.iter().enumerate() {
