@@ -56,7 +56,7 @@ fn tree(vm: &Vm) -> Vec<(String, Object)> {
     ];
     for index in 0..vm.vcpus().map_or(0, |v| v.len()) {
         let kind = format!("{}-x86_64-cpu", vm.cpu_model_name());
-        all.push((crate::qmp::cpus::qom_path(index), Object::Container(kind)));
+        all.push((crate::qmp::cpus::qom_path(index as u32), Object::Container(kind)));
     }
     for node in vm.board.tree.devices() {
         all.push((node.path.clone(), Object::Device(node)));

@@ -63,7 +63,7 @@ pub(super) fn place(smp: &Smp, index: u32) -> CpuInstanceProperties {
 }
 
 /// Where a vCPU is in the tree of objects. Behind the first there is what comes with its local APIC (`kvmvapic`).
-pub(super) fn qom_path(index: u32) -> String {
+pub fn qom_path(index: u32) -> String {
     format!("/machine/unattached/device[{}]", if index == 0 { 0 } else { index + 1 })
 }
 
