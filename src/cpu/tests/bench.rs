@@ -68,3 +68,24 @@ fn speed_of_mixed_code() {
     let n = 25_471_002u64;
     println!("{n} instructions, {:.0} MIPS", n as f64 / start.elapsed().as_secs_f64() / 1e6);
 }
+
+/// User time of this thread in seconds: other load on the machine does not count.
+fn thread_seconds() -> f64 {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a plain query.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut t) };
+    t.tv_sec as f64 + t.tv_nsec as f64 / 1e9
+}
+
+#[test]
+#[ignore = "a measurement: LOCKSTEP_FLAT names files of code for address 0x400000 that end with HLT"]
+fn speed_of_flat_code() {
+    for file in std::env::var("LOCKSTEP_FLAT").unwrap_or_default().split_whitespace() {
+        let (mut cpu, ram) = long_mode();
+        ram.write(0x40_0000, &std::fs::read(file).unwrap()).unwrap();
+        cpu.hot.gpr[gpr::RIP] = 0x40_0000;
+        let start = thread_seconds();
+        assert_eq!(cpu.run(), Exit::Halted);
+        println!("{file}: {:.3} s, RIP {:#x}", thread_seconds() - start, cpu.hot.gpr[gpr::RIP]);
+    }
+}
