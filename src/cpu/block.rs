@@ -12,7 +12,7 @@ use crate::{
     fault::R,
     host::Stub,
     jit::Translation,
-    mem::Access,
+    mem::{Access, TLB_SIZE},
     state::{gpr, seg},
 };
 
@@ -148,21 +148,35 @@ impl Hasher for Mix {
     }
 }
 
-pub(crate) const JUMP_CACHE: usize = 8192;
+pub(crate) const JUMP_CACHE: usize = 16384;
 
 /// The last block found for a linear address.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub(crate) struct Jump {
     pub address: u64,
+    /// [`Cpu::jump_key`] when it was last right.
     pub key: u64,
+    /// [`Cpu::block_key`]: while it is the same, the block has not been dropped.
+    pub stable: u64,
+    /// Where the block's bytes are in this process; 0 if they cross into another page.
+    pub host: u64,
     pub block: *const Block,
     /// Its machine code, or code that leaves.
     pub code: *const u8,
+    pub spare: [u64; 2],
 }
 
 impl Jump {
-    pub const EMPTY: Self = Self { address: 0, key: u64::MAX, block: std::ptr::null(), code: std::ptr::null() };
+    pub const EMPTY: Self = Self {
+        address: 0,
+        key: u64::MAX,
+        stable: u64::MAX,
+        host: 0,
+        block: std::ptr::null(),
+        code: std::ptr::null(),
+        spare: [0; 2],
+    };
 }
 
 /// Longest block, in instructions; what bounds the time until a request is seen.
@@ -182,6 +196,12 @@ impl Cpu {
         self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits)
     }
 
+    /// What blocks that are not dropped stay valid for, as long as their page is mapped where it was.
+    #[inline(always)]
+    pub(crate) fn block_key(&self) -> u64 {
+        self.code_generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits)
+    }
+
     /// The block at `RIP`, or the fault of fetching it. Nothing: its code cannot be kept.
     #[inline]
     pub(crate) fn find_block(&mut self) -> R<Option<*const Block>> {
@@ -198,11 +218,23 @@ impl Cpu {
         if slot.address == address && slot.key == key {
             return Ok(Some(at));
         }
+        if slot.address == address && slot.stable == self.block_key() && slot.host != 0 && self.bits == 2 {
+            // Translations were forgotten since. Mostly they are the same again.
+            let physical = self.translate(address, Access::Exec)?;
+            let entry = &self.tlb[self.mmu][(address >> 12) as usize & (TLB_SIZE - 1)];
+            if entry.exec == address & !0xfff && address.wrapping_add(entry.addend) == self.jumps[at].host {
+                debug_assert_eq!(physical & 0xfff, address & 0xfff);
+                self.jumps[at].key = self.jump_key();
+                return Ok(Some(at));
+            }
+        }
         let Some(block) = self.find_block_slow(address)? else { return Ok(None) };
         let key = self.jump_key();
         // SAFETY: it was found just now.
-        let code = unsafe { &*block }.translation(self.hot.gpr[gpr::RIP], self.mmu);
-        self.jumps[at] = Jump { address, key, block, code: code.unwrap_or(self.translator.leave()) };
+        let b = unsafe { &*block };
+        let code = b.translation(self.hot.gpr[gpr::RIP], self.mmu).unwrap_or(self.translator.leave());
+        let host = if b.second == 0 { b.page << 12 | address & 0xfff } else { 0 };
+        self.jumps[at] = Jump { address, key, stable: self.block_key(), host, block, code, spare: [0; 2] };
         Ok(Some(at))
     }
 
@@ -412,6 +444,7 @@ impl Cpu {
             }
         }
         self.generation += 1;
+        self.code_generation += 1;
     }
 
     /// Drops all blocks.
@@ -420,6 +453,7 @@ impl Cpu {
             self.graveyard.push(std::mem::take(page));
         }
         self.generation += 1;
+        self.code_generation += 1;
         self.block_count = 0;
     }
 

@@ -70,6 +70,10 @@ pub struct Cpu {
     pub(crate) large: (u64, u64),
     /// Counts flushes and drops of code: what is cached under an older number is stale.
     pub(crate) generation: u64,
+    /// Counts drops of code only.
+    pub(crate) code_generation: u64,
+    /// Entries of each translation cache that were filled since it was emptied.
+    pub(crate) filled: [Vec<u16>; mmu::COUNT],
     pub(crate) ranges: Vec<RamRange>,
     pub(crate) last_range: usize,
     /// Former maps, kept until no instruction can hold an address in them.
@@ -97,7 +101,7 @@ pub struct Cpu {
     /// Address of the instruction that takes the long way, and where it goes on.
     pub(crate) here: u64,
     pub(crate) next: u64,
-    /// Instructions are to be run one at a time: TF, breakpoints, or the shadow.
+    /// Instructions are to be run one at a time: TF or breakpoints.
     pub(crate) single: bool,
     pub(crate) breakpoints: bool,
     /// Data breakpoints that the running instruction hits.
@@ -202,6 +206,8 @@ impl Cpu {
             tlb_physical: Box::new([[0; TLB_SIZE]; mmu::COUNT]),
             large: (0, 0),
             generation: 0,
+            code_generation: 0,
+            filled: Default::default(),
             ranges: vec![],
             last_range: 0,
             old_ranges: vec![],
@@ -327,6 +333,8 @@ impl Cpu {
 
     fn run_inside(&mut self) -> Exit {
         loop {
+            // The next instruction goes before any interrupt; with it its whole block.
+            let shadow = self.shadow && !self.single;
             if self.link.any() || self.halted || self.wait_for_sipi || self.trap_after {
                 // An interrupt may go elsewhere than where the last block led.
                 self.link_way = 0;
@@ -336,6 +344,9 @@ impl Cpu {
                     Ok(Some(exit)) => return exit,
                     Err(TripleFault) => return Exit::TripleFault,
                 }
+            }
+            if shadow {
+                self.shadow = false;
             }
             if self.single {
                 if self.step().is_err() {

@@ -382,7 +382,7 @@ impl Cpu {
             self.interrupt_waits = false;
             self.link.raise(crate::platform::request::INTERRUPT);
         }
-        self.single = self.rest & flag::TF != 0 || self.breakpoints || self.shadow;
+        self.single = self.rest & flag::TF != 0 || self.breakpoints;
     }
 
     fn unmask_nmi(&mut self) {

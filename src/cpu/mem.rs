@@ -24,6 +24,8 @@ pub(crate) mod mmu {
 /// In a tag: accesses go the slow way (registers, ROM, pages with code, logged pages). A bit of the offset in a page, above those
 /// that generated code leaves in to check an operand's alignment.
 const SLOW: u64 = 1 << 11;
+/// In a physical address of the cache: the page is global, a new CR3 leaves it.
+const GLOBAL: u64 = 1;
 const PAGE: u64 = !0xfff;
 const NONE: u64 = u64::MAX;
 
@@ -260,7 +262,7 @@ impl Cpu {
             Access::Exec => entry.exec,
         };
         if tag & !SLOW == address & PAGE && tag != NONE {
-            return Ok(self.tlb_physical[self.mmu][index] + (address & 0xfff));
+            return Ok(self.tlb_physical[self.mmu][index] & PAGE | address & 0xfff);
         }
         self.fill(address, access)
     }
@@ -291,13 +293,16 @@ impl Cpu {
         }
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
         let entry = &mut self.tlb[self.mmu][index];
+        if [entry.read, entry.write, entry.exec] == [NONE; 3] {
+            self.filled[self.mmu].push(index as u16);
+        }
         let same = |tag: u64| tag != NONE && tag & !SLOW == page;
         if !(same(entry.read) || same(entry.write) || same(entry.exec))
-            || self.tlb_physical[self.mmu][index] != physical_page
+            || self.tlb_physical[self.mmu][index] & PAGE != physical_page
         {
             *entry = TlbEntry::EMPTY;
         }
-        self.tlb_physical[self.mmu][index] = physical_page;
+        self.tlb_physical[self.mmu][index] = physical_page | if walk.global { GLOBAL } else { 0 };
         entry.addend = addend;
         if walk.readable {
             entry.read = page | slow;
@@ -431,10 +436,32 @@ impl Cpu {
 
     /// Forgets all translations.
     pub(crate) fn flush_tlb(&mut self) {
-        for tlb in self.tlb.iter_mut() {
-            tlb.fill(TlbEntry::EMPTY);
+        for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
+            filled.drain(..).for_each(|i| tlb[usize::from(i)] = TlbEntry::EMPTY);
         }
         self.large = (0, 0);
+        self.generation += 1;
+    }
+
+    /// Forgets what a new CR3 makes invalid: translations of pages that are not global.
+    pub(crate) fn flush_tlb_but_global(&mut self) {
+        if self.cr4 & cr::CR4_PGE == 0 {
+            return self.flush_tlb();
+        }
+        for ((tlb, filled), physical) in self.tlb.iter_mut().zip(&mut self.filled).zip(self.tlb_physical.iter()) {
+            filled.retain(|&i| {
+                let i = usize::from(i);
+                let entry = &mut tlb[i];
+                let keep = physical[i] & GLOBAL != 0 && [entry.read, entry.write, entry.exec] != [NONE; 3];
+                if !keep {
+                    *entry = TlbEntry::EMPTY;
+                }
+                keep
+            });
+            // Entries that were emptied one by one and filled again are there twice.
+            filled.sort_unstable();
+            filled.dedup();
+        }
         self.generation += 1;
     }
 
@@ -444,8 +471,12 @@ impl Cpu {
             return self.flush_tlb();
         }
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
-        for tlb in self.tlb.iter_mut() {
+        for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
             tlb[index] = TlbEntry::EMPTY;
+            if filled.len() > 4 * TLB_SIZE {
+                filled.sort_unstable();
+                filled.dedup();
+            }
         }
         self.generation += 1;
     }

@@ -15,6 +15,7 @@ const U: u64 = 1 << 2;
 const A: u64 = 1 << 5;
 const D: u64 = 1 << 6;
 const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
 
 /// What a walk found.
@@ -26,6 +27,8 @@ pub(crate) struct Walk {
     pub executable: bool,
     /// Size of the page if it is not 4 KiB, else 0.
     pub large: u64,
+    /// In every address space.
+    pub global: bool,
 }
 
 impl Cpu {
@@ -33,7 +36,14 @@ impl Cpu {
     pub(crate) fn walk(&mut self, address: u64, access: Access, user: bool, ac: bool) -> R<Walk> {
         if self.cr0 & cr::CR0_PG == 0 {
             let physical = address & self.a20_mask;
-            return Ok(Walk { physical, readable: true, writable_now: true, executable: true, large: 0 });
+            return Ok(Walk {
+                physical,
+                readable: true,
+                writable_now: true,
+                executable: true,
+                large: 0,
+                global: false,
+            });
         }
         // An entry may change between the look and the setting of its bits: then again.
         for _ in 0..64 {
@@ -141,6 +151,7 @@ impl Cpu {
                 writable_now: data_ok && write_ok && dirty,
                 executable: fetch_ok,
                 large: if last { 0 } else { size },
+                global: entry & G != 0 && self.cr4 & cr::CR4_PGE != 0,
             }));
         }
         Err(self.page_fault(address, access, user, 0))

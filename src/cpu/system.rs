@@ -368,7 +368,7 @@ impl Cpu {
                         return Err(self.gp());
                     }
                     self.cr3 = value;
-                    self.flush_tlb();
+                    self.flush_tlb_but_global();
                 }
                 Register::CR4 => self.set_cr4(value)?,
                 Register::CR8 => {

@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic as M, OpAccess, OpKind, Register, Rfl
 use crate::{
     execute::segment_index,
     host::{Class, alignment, class_of},
+    state::{flag, seg},
 };
 
 use super::{
@@ -217,6 +218,23 @@ impl Tx<'_> {
                 self.a.bytes(if insn.mnemonic() == M::Vzeroall { &[0xc5, 0xfc, 0x77] } else { &[0xc5, 0xf8, 0x77] });
                 return Ok(());
             }
+            M::Cli => {
+                self.spoil_flags();
+                self.supervisor_only();
+                self.a.op_mem(true, &[], true, &[0x81], ext::AND, Mem::at(layout::REST));
+                self.a.imm32(!(flag::IF as i32));
+                return Ok(());
+            }
+            M::Swapgs => {
+                self.spoil_flags();
+                self.supervisor_only();
+                let base = layout::segment_base(seg::GS);
+                self.a.load_gs(r::RAX, base);
+                self.a.load_gs(r::R11, layout::KERNEL_GS_BASE);
+                self.a.store_gs(base, r::R11);
+                self.a.store_gs(layout::KERNEL_GS_BASE, r::RAX);
+                return Ok(());
+            }
             M::Rdrand | M::Rdseed => return Err(TooHard),
             M::Lahf | M::Sahf => return Err(TooHard),
             _ => {}
@@ -228,6 +246,13 @@ impl Tx<'_> {
             _ => return Err(TooHard),
         }
         self.plain(insn)
+    }
+
+    /// To the slow way unless the privilege level is 0.
+    fn supervisor_only(&mut self) {
+        self.a.op_mem(true, &[], false, &[0x80], ext::CMP, Mem::at(layout::CPL));
+        self.a.bytes(&[0]);
+        self.miss();
     }
 
     /// The guest's instruction with registers renamed.
@@ -395,7 +420,7 @@ impl Tx<'_> {
     pub fn ea(&mut self, insn: &Instruction) -> Result<Ea> {
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let segment = segment_index(insn.memory_segment());
-        let segment = (segment >= crate::state::seg::FS).then(|| layout::segment_base(segment));
+        let segment = (segment >= seg::FS).then(|| layout::segment_base(segment));
         if base == Register::EIP || [base, index].iter().any(|r| r.is_gpr() && r.size() != 8) {
             return Err(TooHard);
         }

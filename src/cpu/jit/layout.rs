@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use crate::{
     Cpu,
     mem::TlbEntry,
+    msr::Msrs,
     state::{Hot, Segment},
 };
 
@@ -29,6 +30,11 @@ pub(super) const VEC: i32 = offset_of!(Hot, vec) as i32;
 pub(super) const HOST_MXCSR: i32 = offset_of!(Hot, mxcsr_host) as i32;
 pub(super) const MXCSR: i32 = from_gs!(mxcsr);
 pub(super) const KEY: i32 = from_gs!(shared) + offset_of!(Shared, key) as i32;
+pub(super) const BLOCK_KEY: i32 = from_gs!(shared) + offset_of!(Shared, block_key) as i32;
+pub(super) const TLB_DISTANCE: i32 = from_gs!(shared) + offset_of!(Shared, tlb) as i32;
+pub(super) const CPL: i32 = from_gs!(cpl);
+pub(super) const REST: i32 = from_gs!(rest);
+pub(super) const KERNEL_GS_BASE: i32 = from_gs!(msrs) + offset_of!(Msrs, kernel_gs_base) as i32;
 pub(super) const TEMPORARY: i32 = from_gs!(shared) + offset_of!(Shared, temporary) as i32;
 pub(super) const REQUESTS: i32 = from_gs!(shared) + offset_of!(Shared, requests) as i32;
 pub(super) const JUMPS: i32 = from_gs!(shared) + offset_of!(Shared, jumps) as i32;
@@ -55,8 +61,20 @@ pub(super) fn tlb(mmu: usize) -> i32 {
 
 pub(super) const TAG_READ: i32 = offset_of!(TlbEntry, read) as i32;
 pub(super) const TAG_WRITE: i32 = offset_of!(TlbEntry, write) as i32;
+pub(super) const TAG_EXEC: i32 = offset_of!(TlbEntry, exec) as i32;
 pub(super) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+
+/// Fields of an entry of the cache of jumps.
+pub(super) mod jump {
+    use crate::block::Jump;
+    use std::mem::offset_of;
+    pub const ADDRESS: i32 = offset_of!(Jump, address) as i32;
+    pub const KEY: i32 = offset_of!(Jump, key) as i32;
+    pub const STABLE: i32 = offset_of!(Jump, stable) as i32;
+    pub const HOST: i32 = offset_of!(Jump, host) as i32;
+    pub const CODE: i32 = offset_of!(Jump, code) as i32;
+}
 
 // The inline probe's shift and mask, and that of the cache of jumps.
 const _: () = assert!(size_of::<TlbEntry>() == 32 && crate::mem::TLB_SIZE == 1024);
-const _: () = assert!(size_of::<crate::block::Jump>() == 32 && crate::block::JUMP_CACHE == 8192);
+const _: () = assert!(size_of::<crate::block::Jump>() == 64 && crate::block::JUMP_CACHE == 16384);

@@ -18,7 +18,8 @@
 //! all and has every exception masked; they stay until somebody else's code runs.
 //!
 //! **Chaining.** A jump inside its page is a direct jump once the target is translated. Others look the target up in the cache of
-//! jumps, whose key has the generation of translations. Requests from outside are looked at on backward jumps and on lookups,
+//! jumps, whose key has the generation of translations; an entry that is older is still right if its block was not dropped and
+//! the translation cache has its page where it was. Requests from outside are looked at on backward jumps and on lookups,
 //! so every loop sees them.
 //!
 //! **Self-modifying code** is the business of [`block`](crate::block): pages with code are not writable the fast way. A block that is
@@ -80,6 +81,10 @@ const CODE_SIZE: usize = 128 << 20;
 pub(crate) struct Shared {
     /// [`Cpu::jump_key`] now.
     key: u64,
+    /// [`Cpu::block_key`] now.
+    block_key: u64,
+    /// Distance of the privilege context's translation cache.
+    tlb: i64,
     temporary: u64,
     requests: *const u32,
     jumps: *const Jump,
@@ -98,6 +103,8 @@ impl Shared {
     pub fn new(link: &CpuLink) -> Self {
         Self {
             key: 0,
+            block_key: 0,
+            tlb: 0,
             temporary: 0,
             requests: link.requests_word(),
             jumps: std::ptr::null(),
@@ -204,6 +211,8 @@ impl Cpu {
     #[inline]
     fn refresh_shared(&mut self) {
         self.shared.key = self.jump_key();
+        self.shared.block_key = self.block_key();
+        self.shared.tlb = layout::tlb(self.mmu).into();
         let masked = self.mxcsr & 0x1f80 == 0x1f80;
         let sse = masked && self.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && self.cr4 & cr::CR4_OSFXSR != 0;
         let avx = sse && self.cr4 & cr::CR4_OSXSAVE != 0 && self.xcr0 & 6 == 6;

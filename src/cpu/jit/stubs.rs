@@ -6,7 +6,7 @@ use crate::arena::Arena;
 
 use super::{
     asm::{Asm, Mem, ext, r},
-    layout::{self, HOST, IN_MEMORY},
+    layout::{self, HOST, IN_MEMORY, jump},
     slow_way,
 };
 
@@ -44,6 +44,8 @@ pub(super) struct Stubs {
     pub enter: Enter,
     /// Leaves; `RIP` is stored already.
     pub leave_end: *const u8,
+    /// Continues a look-up whose entry, at RAX, has an old key.
+    pub look_again: u64,
     /// Leaves with the reason in EAX and the translation in R11.
     pub leave_from: u64,
     /// Called with the instruction's index in EAX and the translation in R11; comes back with flags in memory and in place.
@@ -158,6 +160,7 @@ impl Stubs {
         }
         a.bytes(&[0xc3]);
 
+        let look_again = look_again(&mut a, leave_end);
         let mut slow = [0; 2];
         for (again, at) in slow.iter_mut().enumerate() {
             *at = a.here();
@@ -211,12 +214,47 @@ impl Stubs {
             enter: unsafe { std::mem::transmute::<u64, Enter>(at(enter)) },
             leave_end: at(leave_end) as *const u8,
             leave_from: at(leave_from),
+            look_again: at(look_again),
             slow: at(slow[0]),
             slow_vectors: at(slow[1]),
             load_sse: at(load[0]),
             load_avx: at(load[1]),
         })
     }
+}
+
+/// The entry at RAX is for the address, but translations were forgotten since: it is right if its block is still kept and the
+/// page is where it was. Then it gets the present key.
+fn look_again(a: &mut Asm, leave_end: usize) -> usize {
+    let start = a.here();
+    a.load_gs(r::R11, layout::BLOCK_KEY);
+    a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::STABLE));
+    let dropped = a.jcc(ext::NE);
+    a.land_at(dropped, leave_end);
+    push(a, r::RDX);
+    push(a, r::RSI);
+    a.load(r::R11, Mem::base(r::RAX, jump::ADDRESS));
+    a.mov(r::RDX, r::R11);
+    a.shift(true, ext::SHR, r::RDX, 7);
+    a.alu(false, ext::AND, r::RDX, 1023 << 5);
+    a.op_mem(true, &[], true, &[0x03], r::RDX, Mem::at(layout::TLB_DISTANCE));
+    a.mov(r::RSI, r::R11);
+    a.alu(true, ext::AND, r::RSI, -4096);
+    a.op_mem(true, &[], true, &[0x3b], r::RSI, Mem::base(r::RDX, layout::TAG_EXEC));
+    let absent = a.jcc(ext::NE);
+    a.op_mem(true, &[], true, &[0x03], r::R11, Mem::base(r::RDX, layout::ADDEND));
+    a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::HOST));
+    let moved = a.jcc(ext::NE);
+    a.load_gs(r::RDX, layout::KEY);
+    a.store(Mem::base(r::RAX, jump::KEY), r::RDX);
+    a.bytes(&[0x5e, 0x5a]);
+    a.op_mem(false, &[], false, &[0xff], 4, Mem::base(r::RAX, jump::CODE));
+    a.land(absent);
+    a.land(moved);
+    a.bytes(&[0x5e, 0x5a]);
+    let out = a.jmp();
+    a.land_at(out, leave_end);
+    start
 }
 
 fn push(a: &mut Asm, r: u8) {

@@ -2,12 +2,18 @@
 
 use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory};
 
-use crate::{Cpu, block::Block, decode, features::Features, ops};
+use crate::{
+    Cpu,
+    block::{Block, JUMP_CACHE},
+    decode,
+    features::Features,
+    ops,
+};
 
 use super::{
     Translation,
     asm::{Asm, Fixup, Mem, ext, r},
-    layout,
+    layout::{self, jump},
     stubs::{self, Leave, Stubs},
 };
 
@@ -228,18 +234,17 @@ impl Tx<'_> {
         a.mov(r::RAX, r::R11);
         a.shift(true, ext::SHR, r::RAX, 13);
         a.op_reg(false, &[0x31], r::R11, r::RAX);
-        a.alu(false, ext::AND, r::RAX, 8191);
-        a.shift(false, ext::SHL, r::RAX, 5);
+        a.alu(false, ext::AND, r::RAX, JUMP_CACHE as i32 - 1);
+        a.shift(false, ext::SHL, r::RAX, 6);
         a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::JUMPS));
-        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, 0));
+        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::ADDRESS));
         let out = a.jcc(ext::NE);
         a.land_outside(out, leave);
         a.load_gs(r::R11, layout::KEY);
-        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, 8));
+        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::KEY));
         let out = a.jcc(ext::NE);
-        a.land_outside(out, leave);
-        // JMP [RAX + 24]
-        a.op_mem(false, &[], false, &[0xff], 4, Mem::base(r::RAX, 24));
+        a.land_outside(out, self.stubs.look_again);
+        a.op_mem(false, &[], false, &[0xff], 4, Mem::base(r::RAX, jump::CODE));
     }
 
     /// The cold parts.

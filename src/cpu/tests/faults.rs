@@ -145,3 +145,95 @@ fn a_block_that_ends_behind_a_segmented_operand_goes_on_at_a_whole_address() {
     assert_eq!(run_to_halt(&mut cpu), None);
     assert_eq!(cpu.hot.gpr[gpr::RIP], high + code.len() as u64);
 }
+
+/// Calls what is at 0x280_0000 a hundred times, does `change`, and calls it a hundred times again.
+fn call_before_and_after(change: &[u8]) -> u64 {
+    let (mut cpu, ram) = long_mode();
+    // That page by a table of its own.
+    put64(&ram, 0x3000 + 8 * 20, 0x6000 | 7);
+    put64(&ram, 0x6000, DATA | 7);
+    ram.write(DATA, &[0x48, 0x83, 0xc0, 1, 0xc3]).unwrap();
+    ram.write(DATA + 0x1000, &[0x48, 0x05, 0, 1, 0, 0, 0xc3]).unwrap();
+    // mov rbx, 0x2800000; mov ecx, 100; l: call rbx; dec ecx; jnz l
+    let mut code = vec![0x48, 0xc7, 0xc3, 0, 0, 0x80, 2];
+    code.extend([0xb9, 100, 0, 0, 0, 0xff, 0xd3, 0xff, 0xc9, 0x75, 0xfa]);
+    code.extend(change);
+    code.extend([0xb9, 100, 0, 0, 0, 0xff, 0xd3, 0xff, 0xc9, 0x75, 0xfa, 0xf4]);
+    ram.write(CODE, &code).unwrap();
+    assert_eq!(run_to_halt(&mut cpu), None);
+    cpu.hot.gpr[gpr::RAX]
+}
+
+/// mov qword [0x6000], the second page
+const REMAP: [u8; 12] = [0x48, 0xc7, 0x04, 0x25, 0, 0x60, 0, 0, 7, 0x10, 0x20, 0];
+
+#[test]
+fn a_page_that_is_mapped_elsewhere_runs_the_code_that_is_there_now() {
+    // invlpg [rbx]
+    assert_eq!(call_before_and_after(&[&REMAP[..], &[0x0f, 0x01, 0x3b]].concat()), 100 + 25600);
+    // mov rdx, cr3; mov cr3, rdx
+    assert_eq!(call_before_and_after(&[&REMAP[..], &[0x0f, 0x20, 0xda, 0x0f, 0x22, 0xda]].concat()), 100 + 25600);
+}
+
+#[test]
+fn a_flush_without_a_change_finds_the_same_code() {
+    assert_eq!(call_before_and_after(&[0x0f, 0x01, 0x3b]), 200);
+    assert_eq!(call_before_and_after(&[0x0f, 0x20, 0xda, 0x0f, 0x22, 0xda]), 200);
+}
+
+#[test]
+fn a_translation_of_a_global_page_outlives_a_new_cr3_but_not_its_invalidation() {
+    let run = |flush: &[u8]| {
+        let (mut cpu, ram) = long_mode();
+        let mut r = cpu.registers();
+        r.cr4 |= 1 << 7;
+        cpu.set_registers(&r);
+        put64(&ram, 0x3000 + 8 * 20, 0x6000 | 7);
+        put64(&ram, 0x6000, DATA | 0x100 | 7);
+        put64(&ram, DATA, 1);
+        put64(&ram, DATA + 0x1000, 2);
+        // mov rbx, 0x2800000; mov rcx, [rbx]
+        let mut code = vec![0x48, 0xc7, 0xc3, 0, 0, 0x80, 2, 0x48, 0x8b, 0x0b];
+        code.extend(REMAP);
+        code.extend(flush);
+        // mov rax, [rbx]; hlt
+        code.extend([0x48, 0x8b, 0x03, 0xf4]);
+        ram.write(CODE, &code).unwrap();
+        assert_eq!(run_to_halt(&mut cpu), None);
+        cpu.hot.gpr[gpr::RAX]
+    };
+    assert_eq!(run(&[0x0f, 0x20, 0xda, 0x0f, 0x22, 0xda]), 1);
+    assert_eq!(run(&[0x0f, 0x01, 0x3b]), 2);
+}
+
+#[test]
+fn code_that_is_changed_after_each_of_many_runs_is_translated_anew() {
+    let (mut cpu, ram) = long_mode();
+    // mov ecx, 60; l: call f; inc byte [f + 2]; dec ecx; jnz l; hlt; f (at CODE + 0x1000): add eax, 0; ret
+    let mut code = vec![0xb9, 60, 0, 0, 0, 0xe8];
+    code.extend((0x1000i32 - 10).to_le_bytes());
+    code.extend([0xfe, 0x05]);
+    code.extend((0x1002i32 - 16).to_le_bytes());
+    code.extend([0xff, 0xc9, 0x75, 0xf1, 0xf4]);
+    ram.write(CODE, &code).unwrap();
+    ram.write(CODE + 0x1000, &[0x83, 0xc0, 0, 0xc3]).unwrap();
+    assert_eq!(run_to_halt(&mut cpu), None);
+    assert_eq!(cpu.hot.gpr[gpr::RAX], (0..60).sum::<u64>());
+}
+
+#[test]
+fn a_loop_in_machine_code_ends_when_somebody_asks() {
+    let (mut cpu, ram) = long_mode();
+    // l: inc rax; jmp l
+    ram.write(CODE, &[0x48, 0xff, 0xc0, 0xeb, 0xfb]).unwrap();
+    let link = cpu.link().clone();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            link.raise(crate::request::EXIT);
+        });
+        assert_eq!(cpu.run(), Exit::Kicked);
+    });
+    assert!(cpu.hot.gpr[gpr::RAX] > 100);
+    assert_eq!(cpu.hot.gpr[gpr::RIP] & !4, CODE & !4);
+}
