@@ -57,8 +57,13 @@ impl Machine {
     /// # Errors
     /// None at present; the signature is that of the list.
     pub fn attach_ram(self: &Arc<Self>, ram: &RamList) -> Result<()> {
-        ram.add_dirty_log(Arc::new(TranslationLog(Arc::downgrade(self))));
+        self.follow_logging(ram);
         ram.set_logging(DirtyClient::Code, true)
+    }
+
+    /// Follows dirty logging of RAM alone: enough where no code is kept.
+    pub fn follow_logging(self: &Arc<Self>, ram: &RamList) {
+        ram.add_dirty_log(Arc::new(TranslationLog(Arc::downgrade(self))));
     }
 
     /// Opens or closes the A20 gate.

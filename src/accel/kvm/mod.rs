@@ -3,13 +3,17 @@
 //! The interrupt controllers and the interval timer are the kernel's. One code path serves hosts with VMX or SVM and
 //! `kvm-pvm`, where a guest that knows it can run without either.
 
+mod fallback;
 mod irqchip;
 mod kvmclock;
 mod slots;
 mod vcpu;
 pub use kvmclock::{KvmClock, NoKvmClock};
 
-use std::{os::fd::AsRawFd, sync::Arc};
+use std::{
+    os::fd::AsRawFd,
+    sync::{Arc, OnceLock},
+};
 
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_cpuid_entry2, kvm_irq_routing_entry,
@@ -37,6 +41,8 @@ pub struct KvmMachine {
     slots: Arc<Slots>,
     msr_indices: Arc<Vec<u32>>,
     clocks: Clocks,
+    /// What software CPUs share that step in for the kernel.
+    software: OnceLock<Arc<lockstep_cpu::Machine>>,
     /// State of the timer and the clock while the guest stands: the kernel's run on.
     stopped_pit: Mutex<Option<PitState>>,
     stopped_clock: Mutex<Option<u64>>,
@@ -86,6 +92,7 @@ impl KvmMachine {
             slots,
             msr_indices: Arc::new(msr_indices),
             clocks,
+            software: OnceLock::new(),
             stopped_pit: Mutex::new(None),
             stopped_clock: Mutex::new(None),
         };
@@ -95,7 +102,8 @@ impl KvmMachine {
     }
 
     /// Gives the guest its memory and follows its map and its dirty logging from now on.
-    pub fn attach_memory(&self, memory: &AddressSpace, ram: &RamList) {
+    pub fn attach_memory(&self, memory: &AddressSpace, ports: &AddressSpace, ram: &RamList) {
+        self.software.get_or_init(|| lockstep_cpu::Machine::new(memory, ports)).follow_logging(ram);
         ram.add_dirty_log(self.slots.clone());
         memory.add_listener(self.slots.clone());
     }
@@ -128,7 +136,8 @@ impl KvmMachine {
         let list = kvm_bindings::CpuId::from_entries(cpuid).map_err(|e| err!("too many CPUID leaves: {e:?}"))?;
         fd.set_cpuid2(&list).map_err(|e| kvm_error("kvm_arch_init_vcpu: KVM_SET_CPUID2", e))?;
         self.set_up_machine_checks(&fd);
-        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, self.msr_indices.clone(), memory.clone(), ports.clone())?))
+        let software = self.software.get().cloned();
+        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, self.msr_indices.clone(), memory.clone(), ports.clone(), software)?))
     }
 
     /// Gives a vCPU the banks of machine checks that all have. A host without them has none to report.

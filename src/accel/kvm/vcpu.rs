@@ -7,17 +7,20 @@ use std::sync::{
 
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE,
-    KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, KVM_SYSTEM_EVENT_RESET, KVM_VCPUEVENT_VALID_NMI_PENDING,
-    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_cpuid_entry2,
-    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
-    kvm_xcr, kvm_xcrs, kvm_xsave,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_HALTED,
+    KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
+    KVM_SYSTEM_EVENT_RESET, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
+    KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use lockstep_memory::AddressSpace;
 use lockstep_util::{Result, err};
 
-use super::kvm_error;
+use super::{
+    fallback::{self, Fallback},
+    kvm_error,
+};
 use crate::{
     Vcpu, VcpuEvent,
     cpu_state::{CpuState, FpuState, MpState, PendingEvents, Segment, TableRegister, msr},
@@ -36,6 +39,10 @@ pub struct KvmVcpu {
     memory: AddressSpace,
     ports: AddressSpace,
     exit_wanted: Arc<AtomicBool>,
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// For what the kernel cannot execute, once that happened.
+    fallback: Option<Fallback>,
+    software: Option<Arc<lockstep_cpu::Machine>>,
     /// The last exit was I/O whose instruction the kernel has yet to complete.
     io_pending: bool,
 }
@@ -48,13 +55,26 @@ impl KvmVcpu {
         msr_indices: Arc<Vec<u32>>,
         memory: AddressSpace,
         ports: AddressSpace,
+        software: Option<Arc<lockstep_cpu::Machine>>,
     ) -> Result<Self> {
         let exit_wanted = Arc::new(AtomicBool::new(false));
         let eax = |function| cpuid.iter().find(|e| e.function == function).map(|e| e.eax);
         let signature = eax(1).unwrap_or(0);
         let address_bits = eax(0x8000_0008).map_or(36, |e| e & 0xff).clamp(32, 52);
-        let mut cpu =
-            Self { fd, id, signature, address_bits, msr_indices, memory, ports, exit_wanted, io_pending: false };
+        let mut cpu = Self {
+            fd,
+            id,
+            signature,
+            address_bits,
+            msr_indices,
+            memory,
+            ports,
+            exit_wanted,
+            cpuid: cpuid.to_vec(),
+            fallback: None,
+            software,
+            io_pending: false,
+        };
         // Only MSRs that can be read are moved: some hosts list ones that they refuse.
         let readable = cpu.msr_indices.iter().copied().filter(|&i| cpu.read_msrs(&[i]).is_ok_and(|v| v.len() == 1));
         cpu.msr_indices = Arc::new(readable.collect());
@@ -144,6 +164,13 @@ impl KvmVcpu {
             KVM_EXIT_INTERNAL_ERROR => {
                 // SAFETY: the exit reason says that this member is the valid one.
                 let internal = unsafe { run.__bindgen_anon_1.internal };
+                if internal.suberror == KVM_INTERNAL_ERROR_EMULATION {
+                    match self.execute_for_kernel() {
+                        Ok(Some(event)) => return event,
+                        Ok(None) => {}
+                        Err(e) => tracing::error!("the software CPU cannot step in: {e}"),
+                    }
+                }
                 let mut text = format!("KVM internal error. Suberror: {}\n", internal.suberror);
                 for (i, data) in internal.data.iter().take(internal.ndata.min(16) as usize).enumerate() {
                     text.push_str(&format!("extra data[{i}]: 0x{data:016x}\n"));
@@ -197,6 +224,137 @@ impl KvmVcpu {
         }
         Ok(())
     }
+
+    /// All but the local APIC, with these MSRs.
+    fn registers(&self, msrs: &[u32]) -> Result<CpuState> {
+        let mp_state = self.fd.get_mp_state().map_err(|e| kvm_error("KVM_GET_MP_STATE", e))?;
+        let regs = self.fd.get_regs().map_err(|e| kvm_error("KVM_GET_REGS", e))?;
+        let sregs = self.fd.get_sregs().map_err(|e| kvm_error("KVM_GET_SREGS", e))?;
+        let events = self.fd.get_vcpu_events().map_err(|e| kvm_error("KVM_GET_VCPU_EVENTS", e))?;
+        let xsave = self.fd.get_xsave().map_err(|e| kvm_error("KVM_GET_XSAVE", e))?;
+        let xcrs = self.fd.get_xcrs().map_err(|e| kvm_error("KVM_GET_XCRS", e))?;
+        let debug = self.fd.get_debug_regs().map_err(|e| kvm_error("KVM_GET_DEBUGREGS", e))?;
+        let mut state = CpuState {
+            regs: general(&regs),
+            rip: regs.rip,
+            rflags: regs.rflags,
+            segs: [sregs.es, sregs.cs, sregs.ss, sregs.ds, sregs.fs, sregs.gs].map(|s| segment(&s)),
+            ldt: segment(&sregs.ldt),
+            tr: segment(&sregs.tr),
+            gdt: TableRegister { base: sregs.gdt.base, limit: sregs.gdt.limit.into() },
+            idt: TableRegister { base: sregs.idt.base, limit: sregs.idt.limit.into() },
+            cr0: sregs.cr0,
+            cr2: sregs.cr2,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            cr8: sregs.cr8,
+            dr: [debug.db[0], debug.db[1], debug.db[2], debug.db[3], 0, 0, debug.dr6, debug.dr7],
+            xcr0: xcrs.xcrs[..xcrs.nr_xcrs.min(16) as usize].iter().find(|x| x.xcr == 0).map_or(1, |x| x.value),
+            fpu: fpu_from_xsave(&xsave),
+            msrs: self.read_msrs(msrs)?,
+            events: events_from_kvm(&events),
+            mp_state: match mp_state.mp_state {
+                KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
+                KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
+                KVM_MP_STATE_HALTED => MpState::Halted,
+                KVM_MP_STATE_SIPI_RECEIVED => MpState::SipiReceived,
+                _ => MpState::Runnable,
+            },
+            tsc_khz: self.fd.get_tsc_khz().unwrap_or(0),
+            ..CpuState::default()
+        };
+        state.set_msr(msr::EFER, sregs.efer);
+        state.set_msr(msr::APIC_BASE, sregs.apic_base);
+        Ok(state)
+    }
+
+    fn load_special(&self, state: &CpuState) -> Result<()> {
+        let [es, cs, ss, ds, fs, gs] = state.segs.map(|s| segment_for_kvm(&s));
+        let sregs = kvm_sregs {
+            es,
+            cs,
+            ss,
+            ds,
+            fs,
+            gs,
+            ldt: segment_for_kvm(&state.ldt),
+            tr: segment_for_kvm(&state.tr),
+            gdt: kvm_bindings::kvm_dtable { base: state.gdt.base, limit: state.gdt.limit as u16, ..Default::default() },
+            idt: kvm_bindings::kvm_dtable { base: state.idt.base, limit: state.idt.limit as u16, ..Default::default() },
+            cr0: state.cr0,
+            cr2: state.cr2,
+            cr3: state.cr3,
+            cr4: state.cr4,
+            cr8: state.cr8,
+            efer: state.msr(msr::EFER),
+            apic_base: state.msr(msr::APIC_BASE),
+            interrupt_bitmap: [0; 4],
+        };
+        self.fd.set_sregs(&sregs).map_err(|e| kvm_error("KVM_SET_SREGS", e))
+    }
+
+    fn load_fpu(&self, state: &CpuState) -> Result<()> {
+        let xsave = xsave_from_fpu(&state.fpu);
+        // SAFETY: without dynamically enabled features the state has 4096 bytes, the size of this type.
+        unsafe { self.fd.set_xsave(&xsave) }.map_err(|e| kvm_error("KVM_SET_XSAVE", e))
+    }
+
+    fn load_debug(&self, state: &CpuState) -> Result<()> {
+        let debug = kvm_debugregs {
+            db: [state.dr[0], state.dr[1], state.dr[2], state.dr[3]],
+            dr6: state.dr[6],
+            dr7: state.dr[7],
+            ..Default::default()
+        };
+        self.fd.set_debug_regs(&debug).map_err(|e| kvm_error("KVM_SET_DEBUGREGS", e))
+    }
+
+    /// Has the software CPU execute the instruction that the kernel stopped at. `None`: it cannot step in. Some of `None`: go on.
+    fn execute_for_kernel(&mut self) -> Result<Option<Option<VcpuEvent>>> {
+        let msrs: Vec<u32> = fallback::MSRS.into_iter().filter(|i| self.msr_indices.contains(i)).collect();
+        let before = self.registers(&msrs)?;
+        // A guest that runs natively under kvm-pvm shows the host's segments.
+        let native = self.msr_indices.contains(&msr::PVM_VCPU_STRUCT)
+            && self.read_msrs(&[msr::PVM_VCPU_STRUCT])?.first().is_some_and(|(_, value)| value & 1 != 0);
+        let Some(software) = self.software.as_ref().filter(|_| !native) else { return Ok(None) };
+        if self.fallback.is_none() {
+            let made = Fallback::new(software, &self.cpuid);
+            self.fallback = Some(made.map_err(|e| lockstep_util::Error::with_errno("no software CPU", &e))?);
+        }
+        let Some(after) = self.fallback.as_mut().and_then(|f| f.step(&before)) else {
+            return Ok(Some(Some(VcpuEvent::TripleFault)));
+        };
+        self.load_changes(&before, &after)?;
+        Ok(Some(None))
+    }
+
+    /// Gives the kernel what is not as it was.
+    fn load_changes(&self, before: &CpuState, after: &CpuState) -> Result<()> {
+        let special =
+            |s: &CpuState| (s.segs, s.ldt, s.tr, s.gdt, s.idt, [s.cr0, s.cr2, s.cr3, s.cr4, s.cr8, s.msr(msr::EFER)]);
+        if special(after) != special(before) {
+            self.load_special(after)?;
+        }
+        self.fd.set_regs(&general_for_kvm(after)).map_err(|e| kvm_error("KVM_SET_REGS", e))?;
+        if (&after.fpu, after.xcr0) != (&before.fpu, before.xcr0) {
+            self.load_fpu(after)?;
+        }
+        if after.dr != before.dr {
+            self.load_debug(after)?;
+        }
+        let changed = |&&(i, v): &&(u32, u64)| v != before.msr(i) && !matches!(i, msr::EFER | msr::APIC_BASE);
+        let msrs: Vec<_> = after.msrs.iter().filter(changed).copied().collect();
+        self.write_msrs(&msrs)?;
+        if after.events != before.events {
+            self.fd.set_vcpu_events(&events_for_kvm(&after.events)).map_err(|e| kvm_error("KVM_SET_VCPU_EVENTS", e))?;
+        }
+        if after.mp_state == MpState::Halted {
+            self.fd
+                .set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_HALTED })
+                .map_err(|e| kvm_error("KVM_SET_MP_STATE", e))?;
+        }
+        Ok(())
+    }
 }
 
 impl Vcpu for KvmVcpu {
@@ -226,45 +384,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn save(&mut self) -> Result<CpuState> {
-        let mp_state = self.fd.get_mp_state().map_err(|e| kvm_error("KVM_GET_MP_STATE", e))?;
-        let regs = self.fd.get_regs().map_err(|e| kvm_error("KVM_GET_REGS", e))?;
-        let sregs = self.fd.get_sregs().map_err(|e| kvm_error("KVM_GET_SREGS", e))?;
-        let events = self.fd.get_vcpu_events().map_err(|e| kvm_error("KVM_GET_VCPU_EVENTS", e))?;
         let lapic = self.fd.get_lapic().map_err(|e| kvm_error("KVM_GET_LAPIC", e))?;
-        let xsave = self.fd.get_xsave().map_err(|e| kvm_error("KVM_GET_XSAVE", e))?;
-        let xcrs = self.fd.get_xcrs().map_err(|e| kvm_error("KVM_GET_XCRS", e))?;
-        let debug = self.fd.get_debug_regs().map_err(|e| kvm_error("KVM_GET_DEBUGREGS", e))?;
-        let mut state = CpuState {
-            regs: general(&regs),
-            rip: regs.rip,
-            rflags: regs.rflags,
-            segs: [sregs.es, sregs.cs, sregs.ss, sregs.ds, sregs.fs, sregs.gs].map(|s| segment(&s)),
-            ldt: segment(&sregs.ldt),
-            tr: segment(&sregs.tr),
-            gdt: TableRegister { base: sregs.gdt.base, limit: sregs.gdt.limit.into() },
-            idt: TableRegister { base: sregs.idt.base, limit: sregs.idt.limit.into() },
-            cr0: sregs.cr0,
-            cr2: sregs.cr2,
-            cr3: sregs.cr3,
-            cr4: sregs.cr4,
-            cr8: sregs.cr8,
-            dr: [debug.db[0], debug.db[1], debug.db[2], debug.db[3], 0, 0, debug.dr6, debug.dr7],
-            xcr0: xcrs.xcrs[..xcrs.nr_xcrs.min(16) as usize].iter().find(|x| x.xcr == 0).map_or(1, |x| x.value),
-            fpu: fpu_from_xsave(&xsave),
-            msrs: self.read_msrs(&self.msr_indices)?,
-            events: events_from_kvm(&events),
-            mp_state: match mp_state.mp_state {
-                KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
-                KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
-                KVM_MP_STATE_HALTED => MpState::Halted,
-                KVM_MP_STATE_SIPI_RECEIVED => MpState::SipiReceived,
-                _ => MpState::Runnable,
-            },
-            tsc_khz: self.fd.get_tsc_khz().unwrap_or(0),
-            ..CpuState::default()
-        };
-        state.set_msr(msr::EFER, sregs.efer);
-        state.set_msr(msr::APIC_BASE, sregs.apic_base);
+        let mut state = self.registers(&self.msr_indices)?;
         for (to, from) in state.apic.regs.iter_mut().zip(lapic.regs) {
             *to = from as u8;
         }
@@ -275,32 +396,9 @@ impl Vcpu for KvmVcpu {
         let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
         xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: state.xcr0, ..Default::default() };
         self.fd.set_xcrs(&xcrs).map_err(|e| kvm_error("KVM_SET_XCRS", e))?;
-        let [es, cs, ss, ds, fs, gs] = state.segs.map(|s| segment_for_kvm(&s));
-        let sregs = kvm_sregs {
-            es,
-            cs,
-            ss,
-            ds,
-            fs,
-            gs,
-            ldt: segment_for_kvm(&state.ldt),
-            tr: segment_for_kvm(&state.tr),
-            gdt: kvm_bindings::kvm_dtable { base: state.gdt.base, limit: state.gdt.limit as u16, ..Default::default() },
-            idt: kvm_bindings::kvm_dtable { base: state.idt.base, limit: state.idt.limit as u16, ..Default::default() },
-            cr0: state.cr0,
-            cr2: state.cr2,
-            cr3: state.cr3,
-            cr4: state.cr4,
-            cr8: state.cr8,
-            efer: state.msr(msr::EFER),
-            apic_base: state.msr(msr::APIC_BASE),
-            interrupt_bitmap: [0; 4],
-        };
-        self.fd.set_sregs(&sregs).map_err(|e| kvm_error("KVM_SET_SREGS", e))?;
+        self.load_special(state)?;
         self.fd.set_regs(&general_for_kvm(state)).map_err(|e| kvm_error("KVM_SET_REGS", e))?;
-        let xsave = xsave_from_fpu(&state.fpu);
-        // SAFETY: without dynamically enabled features the state has 4096 bytes, the size of this type.
-        unsafe { self.fd.set_xsave(&xsave) }.map_err(|e| kvm_error("KVM_SET_XSAVE", e))?;
+        self.load_fpu(state)?;
         let settable: Vec<_> = state
             .msrs
             .iter()
@@ -326,13 +424,7 @@ impl Vcpu for KvmVcpu {
         {
             self.write_msrs(&[deadline])?;
         }
-        let debug = kvm_debugregs {
-            db: [state.dr[0], state.dr[1], state.dr[2], state.dr[3]],
-            dr6: state.dr[6],
-            dr7: state.dr[7],
-            ..Default::default()
-        };
-        self.fd.set_debug_regs(&debug).map_err(|e| kvm_error("KVM_SET_DEBUGREGS", e))?;
+        self.load_debug(state)?;
         self.fd.set_vcpu_events(&events_for_kvm(&state.events)).map_err(|e| kvm_error("KVM_SET_VCPU_EVENTS", e))?;
         let mp_state = match state.mp_state {
             MpState::Runnable => KVM_MP_STATE_RUNNABLE,

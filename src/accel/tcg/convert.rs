@@ -21,7 +21,7 @@ fn table_in(t: &TableRegister) -> Table {
 }
 
 /// The neutral state of registers. The APIC, CR8 and what is not a processor's are not filled in.
-pub(super) fn to_state(r: &Registers) -> CpuState {
+pub(crate) fn to_state(r: &Registers) -> CpuState {
     let word = |at: usize| u16::from_le_bytes([r.fx[at], r.fx[at + 1]]);
     let long = |at: usize| {
         let mut b = [0; 8];
@@ -119,7 +119,7 @@ pub(super) fn to_state(r: &Registers) -> CpuState {
 }
 
 /// The registers of a neutral state.
-pub(super) fn from_state(s: &CpuState) -> Registers {
+pub(crate) fn from_state(s: &CpuState) -> Registers {
     let mut fx = [0; 512];
     fx[0..2].copy_from_slice(&s.fpu.fcw.to_le_bytes());
     fx[2..4].copy_from_slice(&s.fpu.fsw.to_le_bytes());

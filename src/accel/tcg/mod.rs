@@ -7,6 +7,8 @@ mod convert;
 mod platform;
 mod vcpu;
 
+pub(crate) use convert::{from_state, to_state};
+
 #[cfg(test)]
 mod tests;
 
@@ -131,7 +133,8 @@ fn entry_of(leaf: &CpuidLeaf) -> kvm_cpuid_entry2 {
     }
 }
 
-fn leaf_of(entry: &kvm_cpuid_entry2) -> CpuidLeaf {
+/// A CPUID leaf in the software CPU's form.
+pub(crate) fn leaf_of(entry: &kvm_cpuid_entry2) -> CpuidLeaf {
     CpuidLeaf {
         leaf: entry.function,
         subleaf: (entry.flags & 1 != 0).then_some(entry.index),

@@ -53,7 +53,7 @@ pub(super) fn create(vm: &Rc<Vm>) -> Result<CpuFacts> {
 }
 
 fn create_kvm(vm: &Rc<Vm>, kvm: &Arc<KvmMachine>, model: &CpuModel) -> Result<CpuFacts> {
-    kvm.attach_memory(&vm.board.memory_space, &vm.board.ram);
+    kvm.attach_memory(&vm.board.memory_space, &vm.board.port_space, &vm.board.ram);
     let mut cpus: Vec<Box<dyn Vcpu>> = vec![];
     let mut facts = CpuFacts::default();
     for index in 0..vm.options.smp.cpus {

@@ -6,7 +6,10 @@ use tempfile::TempDir;
 
 use crate::vm::{Program, Vm};
 
-const LISTING: &str = include_str!("guest.txt");
+/// A guest that counts.
+const COUNTER: &str = include_str!("counter.txt");
+/// One that executes what firmware seldom does.
+pub const RARE: &str = include_str!("rare.txt");
 
 /// A folder with the image, and what VMs that run it leave.
 pub struct Counters(TempDir);
@@ -15,7 +18,7 @@ impl Counters {
     /// A new one.
     pub fn new() -> Self {
         let folder = TempDir::new().expect("a folder");
-        write(&folder.path().join("guest.bin"));
+        write(&folder.path().join("guest.bin"), COUNTER);
         Self(folder)
     }
 
@@ -67,9 +70,9 @@ pub fn gaps(numbers: &[u64]) -> u64 {
     numbers.windows(2).map(|w| w[1].checked_sub(w[0] + 1).unwrap_or_else(|| panic!("{numbers:?}"))).sum()
 }
 
-/// Writes the image.
-fn write(path: &Path) {
-    let digits: String = LISTING
+/// Writes the image of a listing.
+pub fn write(path: &Path, listing: &str) {
+    let digits: String = listing
         .lines()
         .filter(|line| !line.starts_with('#'))
         .map(|line| line.split(';').next().unwrap_or_default().trim())

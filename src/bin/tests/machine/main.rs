@@ -5,5 +5,6 @@ mod devices;
 mod guest;
 mod migration;
 mod qtest;
+mod rare;
 mod stream;
 mod vm;
