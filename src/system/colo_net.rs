@@ -88,8 +88,7 @@ impl NetCheckpoint for ColoNet {
     fn drain_mirrors(&self) -> LocalFuture<'_, ()> {
         Box::pin(async move {
             if let Some(net) = self.net() {
-                net.compare_end_epoch().await;
-                net.drain_mirrors(DRAIN_LIMIT).await;
+                tokio::join!(net.compare_end_epoch(), net.drain_mirrors(DRAIN_LIMIT));
             }
         })
     }

@@ -1,5 +1,6 @@
 //! The words between the two sides: a number each.
 
+use crate::channel::Channel;
 use crate::incoming::Receiver;
 use crate::outgoing::Sender;
 use crate::reader::Reader;
@@ -74,6 +75,12 @@ pub(super) enum Request {
     Checkpoint,
     /// That pages are put by for the next one.
     RamAhead,
+}
+
+/// Sends a word.
+pub(super) fn say(channel: &Channel, message: Message) -> Result<()> {
+    let sent = channel.write_all(&[&message.number().to_be_bytes()]);
+    sent.map_err(|e| lockstep_util::Error::with_errno("Can't send COLO message", &e))
 }
 
 fn hear(reader: &mut Reader, extensions: bool) -> Result<Heard> {
@@ -151,8 +158,7 @@ impl Sender {
 impl Receiver {
     /// Sends a word.
     pub(super) fn say(&mut self, message: Message) -> Result<()> {
-        let sent = self.channel.write_all(&[&message.number().to_be_bytes()]);
-        sent.map_err(|e| lockstep_util::Error::with_errno("Can't send COLO message", &e))
+        say(&self.channel, message)
     }
 
     /// Sends an object, and a word after it.

@@ -59,25 +59,26 @@ async fn failover(core: &Core, worker: &Worker<Sender>) {
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
         core.warn(&e);
     }
-    // The next migration may be asked for as soon as this one is seen to be over; a thread that is gone logs nothing.
-    let stop = |sender: &mut Sender| {
-        sender.ram.stop_logging();
-        Ok(())
-    };
-    let _ = worker.run(stop).await;
     core.stop_clock();
-    core.set_status(Status::Completed);
     tell_exit(core, ColoMode::Primary, ColoExitReason::Request);
     at(core, "primary-failover-disks").await;
     if let Err(e) = core.env.disks.stop_all(true).await {
         core.warn(&e);
     }
-    core.colo.leave();
     core.env.net.hold_identity(true, None);
     match stopped {
         Some(state) => core.env.vm.set_run_state(&state),
         None => core.env.vm.start().await,
     }
+    // The host takes its time for this, so the guest runs first. But the next migration may be asked for as soon as this one is seen to
+    // be over, and logs by itself.
+    let stop = |sender: &mut Sender| {
+        sender.ram.stop_logging();
+        Ok(())
+    };
+    let _ = worker.run(stop).await;
+    core.set_status(Status::Completed);
+    core.colo.leave();
 }
 
 struct Pair<'a> {

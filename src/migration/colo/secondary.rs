@@ -1,7 +1,8 @@
 //! The secondary's side of a pair.
 
-use super::message::Request;
+use super::message::{Request, say};
 use super::{CheckpointFigures, FEATURES, Failover, Message, at, note_checkpoint, tell_exit};
+use crate::channel::Channel;
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::incoming::{Arrived, Receiver, announce};
@@ -12,6 +13,7 @@ use lockstep_util::{Result, bail};
 use lockstep_vmstate::Prepared;
 use serde_json::{Value, json};
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The most that the devices of a checkpoint may take, in bytes.
@@ -44,13 +46,6 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
     }
     // The primary counts on a checkpoint that this side has said to have. Without it the machine is of two epochs.
     let whole = Pair { core, worker, primary_runs_early: false }.apply().await;
-    // A migration may be asked for as soon as this one is seen to be over; a thread that is gone logs nothing.
-    let stop = |receiver: &mut Receiver| {
-        receiver.ram.end_checkpoints();
-        Ok(())
-    };
-    let _ = worker.run(stop).await;
-    core.set_incoming_status(Status::Completed);
     tell_exit(core, ColoMode::Secondary, ColoExitReason::Request);
     at(core, "secondary-failover-disks").await;
     if let Err(e) = core.env.disks.stop_all(true).await {
@@ -59,14 +54,26 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
     core.env.disks.gate_peer_writes(false);
     at(core, "secondary-failover-net").await;
     core.env.net.notify_failover();
-    core.colo.leave();
-    if let Err(e) = whole {
-        core.warn(&e.prepend("The last checkpoint cannot be taken over, the guest stays stopped: "));
-        return core.env.vm.set_run_state("internal-error");
+    match whole {
+        Ok(_) => {
+            announce(core);
+            at(core, "secondary-failover-start").await;
+            core.env.vm.start().await;
+        }
+        Err(e) => {
+            core.warn(&e.prepend("The last checkpoint cannot be taken over, the guest stays stopped: "));
+            core.env.vm.set_run_state("internal-error");
+        }
     }
-    announce(core);
-    at(core, "secondary-failover-start").await;
-    core.env.vm.start().await;
+    // The host takes its time for this, so the guest runs first. But a migration may be asked for as soon as this one is seen to be
+    // over, and logs by itself.
+    let stop = |receiver: &mut Receiver| {
+        receiver.ram.end_checkpoints();
+        Ok(())
+    };
+    let _ = worker.run(stop).await;
+    core.set_incoming_status(Status::Completed);
+    core.colo.leave();
 }
 
 struct Pair<'a> {
@@ -82,6 +89,7 @@ pub(super) struct Checkpoint {
     extension: Option<Value>,
     /// What came since the one before.
     bytes: u64,
+    channel: Arc<Channel>,
 }
 
 impl std::fmt::Debug for Checkpoint {
@@ -147,7 +155,8 @@ impl Pair<'_> {
         net.discard_incoming().await;
         core.env.steps.at("secondary-validated").await?;
         disks.gate_peer_writes(true);
-        self.worker.run(|r| r.say(Message::VmstateReceived)).await?;
+        // Straight from here: a change of threads would be part of the primary's pause. A word always finds room on the channel.
+        say(&checkpoint.channel, Message::VmstateReceived)?;
         let received = Instant::now();
 
         // A failover that is asked for from here on waits until the checkpoint is applied.
@@ -237,7 +246,7 @@ impl Receiver {
         let devices = std::mem::take(&mut self.staged.prepared);
         let received = self.reader.received();
         let bytes = received - std::mem::replace(&mut self.accounted, received);
-        Ok(Checkpoint { devices, extension, bytes })
+        Ok(Checkpoint { devices, extension, bytes, channel: self.channel.clone() })
     }
 
     fn prepare_devices(&mut self, bytes: &[u8]) -> Result<()> {
