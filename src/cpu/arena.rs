@@ -73,6 +73,12 @@ impl Arena {
         }
     }
 
+    /// Gives out less than there is. `Drop` then unmaps less, which tests can bear.
+    #[cfg(test)]
+    pub fn limit(&mut self, size: usize) {
+        self.size = self.size.min(size);
+    }
+
     /// Forgets all code. Nothing of it may run any more.
     pub fn clear(&mut self) {
         self.used = 0;

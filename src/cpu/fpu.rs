@@ -239,7 +239,7 @@ impl Cpu {
                 self.xsave(op, wide)?;
             }
             M::Xrstor | M::Xrstor64 => self.xrstor(op, insn.mnemonic() == M::Xrstor64)?,
-            _ => return Ok(None),
+            _ => return Ok(self.execute_gather(insn, op)?.then_some(false)),
         }
         Ok(Some(false))
     }

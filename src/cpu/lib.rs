@@ -1,7 +1,7 @@
 //! A software x86-64 processor, for hosts without a usable KVM and for instructions that KVM cannot finish.
 //!
-//! An interpreter: instructions are decoded once into blocks of operations ([`block`]), found by where their bytes lie in host
-//! memory. Common operations are handlers that call each other in tail position ([`ops`]). Instructions that only compute and are
+//! Instructions are decoded once into blocks of operations ([`block`]), found by where their bytes lie in host memory. Blocks of
+//! 64-bit code that run often become machine code ([`jit`]); the rest is interpreted. Common operations are handlers that call each other in tail position ([`ops`]). Instructions that only compute and are
 //! rarer run on the host itself, on the guest's registers ([`host`]). The rest takes the long way ([`execute`]).
 //! Memory goes through a translation cache ([`mem`]) to the machine's RAM, or to its devices.
 
@@ -14,6 +14,7 @@ mod execute;
 mod fault;
 mod features;
 mod fpu;
+mod gather;
 mod host;
 mod interrupt;
 mod jit;

@@ -199,8 +199,14 @@ fn implicit_rax(insn: &Instruction) -> bool {
         | M::Cmpxchg
         | M::Cmpxchg8b
         | M::Cmpxchg16b
-        | M::Lahf
-        | M::Sahf => true,
+        | M::Pcmpestri
+        | M::Pcmpestrm
+        | M::Pcmpestri64
+        | M::Pcmpestrm64
+        | M::Vpcmpestri
+        | M::Vpcmpestrm
+        | M::Vpcmpestri64
+        | M::Vpcmpestrm64 => true,
         M::Imul => insn.op_count() == 1,
         _ => false,
     }

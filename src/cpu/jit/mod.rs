@@ -152,6 +152,8 @@ pub(crate) struct Translator {
     link: Option<Link>,
     /// Runs of a block before it is translated.
     pub hot: u16,
+    /// Instructions that took the slow way.
+    pub slow_count: u64,
     /// Blocks are left one by one.
     pub unchained: bool,
     /// The host can set GS without its kernel.
@@ -171,6 +173,7 @@ impl Translator {
             info: InstructionInfoFactory::new(),
             link: None,
             hot: HOT,
+            slow_count: 0,
             unchained: engine == Engine::Check,
             fsgsbase,
         })
@@ -180,6 +183,12 @@ impl Translator {
     #[inline(always)]
     pub fn leave(&self) -> *const u8 {
         self.stubs.leave_end
+    }
+
+    /// Has the memory for code seem full early.
+    #[cfg(test)]
+    pub fn limit_code(&mut self, size: usize) {
+        self.arena.limit(size);
     }
 
     pub fn forget_link(&mut self) {
@@ -345,6 +354,7 @@ unsafe extern "sysv64" fn slow_way(cpu: *mut Cpu, from: *const Translation, inde
         let op = (&(*from.block).ops)[index as usize];
         (*cpu).hot.gpr[gpr::RIP] = from.rip;
         (*cpu).running = from.block;
+        (*cpu).translator.slow_count += 1;
         let alone = [op, Op { run: stop, ..op }];
         let next = (op.run)(cpu, alone.as_ptr());
         let cpu = &mut *cpu;

@@ -237,3 +237,45 @@ fn a_loop_in_machine_code_ends_when_somebody_asks() {
     assert!(cpu.hot.gpr[gpr::RAX] > 100);
     assert_eq!(cpu.hot.gpr[gpr::RIP] & !4, CODE & !4);
 }
+
+#[test]
+fn a_gather_that_faults_has_done_what_came_before_and_goes_on_there() {
+    if !std::arch::is_x86_feature_detected!("avx2") {
+        return;
+    }
+    let (mut cpu, ram) = long_mode();
+    let mut r = cpu.registers();
+    r.cr4 |= 1 << 18;
+    r.xcr0 = 7;
+    cpu.set_registers(&r);
+    // vpgatherdd ymm1, [rbx + ymm2 * 4 + 8], ymm3; hlt
+    ram.write(CODE, &[0xc4, 0xe2, 0x65, 0x90, 0x4c, 0x93, 8, 0xf4]).unwrap();
+    for i in 0..64u32 {
+        ram.write(DATA + 8 + 4 * u64::from(i), &(1000 + i).to_le_bytes()).unwrap();
+    }
+    cpu.hot.gpr[gpr::RBX] = DATA;
+    let mut put = |register: usize, values: [u32; 8]| {
+        for (i, v) in values.iter().enumerate() {
+            cpu.hot.vec[register][4 * i..4 * i + 4].copy_from_slice(&v.to_le_bytes());
+        }
+    };
+    put(1, [7; 8]);
+    // The sixth element lies where nothing is mapped.
+    put(2, [3, 1, u32::MAX, 60, 0, 0x1000_0000, 5, 6]);
+    put(3, [1 << 31, 0, 1 << 31, 1 << 31, 0, 1 << 31, 1 << 31, 0]);
+    assert_eq!(run_to_halt(&mut cpu), Some(14));
+    assert_eq!(cpu.cr2, DATA + 8 + 0x4000_0000);
+    let lane = |cpu: &Cpu, n: usize| -> [u32; 8] {
+        std::array::from_fn(|i| u32::from_le_bytes(cpu.hot.vec[n][4 * i..4 * i + 4].try_into().unwrap()))
+    };
+    assert_eq!(lane(&cpu, 1), [1003, 7, 0, 1060, 7, 7, 7, 7]);
+    assert_eq!(lane(&cpu, 3), [0, 0, 0, 0, 0, 1 << 31, 1 << 31, 0]);
+    // Again with an index that leads somewhere.
+    cpu.hot.vec[2][20..24].copy_from_slice(&2u32.to_le_bytes());
+    let mut r = cpu.registers();
+    (r.rip, r.events.halted, r.gpr[gpr::RSP]) = (CODE, false, STACK);
+    cpu.set_registers(&r);
+    assert_eq!(run_to_halt(&mut cpu), None);
+    assert_eq!(lane(&cpu, 1), [1003, 7, 0, 1060, 7, 1002, 1005, 7]);
+    assert_eq!(lane(&cpu, 3), [0; 8]);
+}

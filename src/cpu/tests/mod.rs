@@ -7,3 +7,4 @@ mod instructions;
 mod interrupts;
 mod lockstep;
 mod support;
+mod translated;
