@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 const STEP: Duration = Duration::from_millis(250);
 const WIDTH: usize = 24;
+/// Lines around one with something to see that are drawn, too.
+const AROUND: usize = 2;
+/// An answer that took longer is something to see.
+const SLOW: Duration = Duration::from_millis(50);
 
 /// Something that happened, for the right-hand column.
 #[derive(Clone, Debug)]
@@ -29,7 +33,21 @@ pub fn draw(start: Instant, round_trips: &[(Instant, Duration)], notes: &[Note])
     }
     let most = rows.iter().map(|row| row.count).max().unwrap_or(0).max(1);
     let mut picture = format!("{:>7}  {:WIDTH$}  {:>9}\n", "time", "answers", "slowest");
+    let shown = |number: usize| {
+        let near = number.saturating_sub(AROUND)..=(number + AROUND).min(rows.len() - 1);
+        rows[near].iter().any(|row| row.is_special())
+    };
+    let mut left_out = 0;
     for (number, row) in rows.iter().enumerate() {
+        if !shown(number) {
+            left_out += 1;
+            if number + 1 < rows.len() && !shown(number + 1) {
+                continue;
+            }
+            let _ = writeln!(picture, "      ⋮  {:.2} s like this", STEP.as_secs_f64() * f64::from(left_out));
+            left_out = 0;
+            continue;
+        }
         let time = STEP.as_secs_f64() * number as f64;
         let slowest = if row.count == 0 { "-".into() } else { format!("{:.1} ms", row.worst.as_secs_f64() * 1000.0) };
         let line = format!("{time:>6.2}s  {:WIDTH$}  {slowest:>9}  {}", bar(row.count, most), row.notes.join("; "));
@@ -43,6 +61,12 @@ struct Row<'a> {
     count: usize,
     worst: Duration,
     notes: Vec<&'a str>,
+}
+
+impl Row<'_> {
+    fn is_special(&self) -> bool {
+        !self.notes.is_empty() || self.count == 0 || self.worst > SLOW
+    }
 }
 
 /// `count` out of `most` as blocks, with eighths; something is never drawn as nothing.
@@ -76,6 +100,18 @@ mod tests {
         assert!(lines[1].contains("████") && lines[1].contains("3.0 ms"));
         assert!(lines[2].ends_with("-  primary killed") && !lines[2].contains('█'));
         assert!(lines[3].contains("300.0 ms"));
+    }
+
+    #[test]
+    fn a_long_time_without_news_is_one_line() {
+        let start = Instant::now();
+        let trips: Vec<_> = (0..100).map(|n| (start + STEP * n, Duration::from_millis(1))).collect();
+        let note = Note { at: start + STEP * 50, text: "here".into() };
+        let picture = draw(start, &trips, &[note]);
+        let lines: Vec<&str> = picture.lines().collect();
+        assert_eq!(lines.len(), 1 + 1 + 5 + 1);
+        assert!(lines[1].ends_with("12.00 s like this") && lines[7].ends_with("11.75 s like this"));
+        assert!(lines[4].ends_with("here"));
     }
 
     #[test]

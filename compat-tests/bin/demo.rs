@@ -1,12 +1,12 @@
 //! The demonstration behind `scripts/demo`: a pair of VMs, a client, a dead primary, and what the client saw of it.
 use lockstep_compat_tests::colo::{LONG, Pair, Paste};
 use lockstep_compat_tests::emulator::Emulator;
-use lockstep_compat_tests::machine::Machine;
+use lockstep_compat_tests::machine::{self, Machine};
 use lockstep_compat_tests::monitor::Mark;
 use lockstep_compat_tests::stage::{self, Layout, Stage};
 use lockstep_compat_tests::timeline::{Note, draw};
 use lockstep_compat_tests::traffic::{self, Echo, Http, KeyValues, Pace};
-use std::io;
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         return match play() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
+                machine::print_kept();
                 eprintln!("\nThe demonstration failed: {error}");
                 ExitCode::FAILURE
             }
@@ -100,12 +101,13 @@ impl Story {
 
 fn play() -> io::Result<()> {
     stage::watch_over(LIMIT);
+    machine::keep_errors();
     let stage = Stage::set_up(Layout::OneHost)?;
     say("Two VMs of 512 MB and 10 GiB disk, by the lines of docs/colo.md (1-primary.sh to 4-primary-setup.jsonl)");
     let begin = Instant::now();
     let mut pair = Pair::start(&stage, Paste::AtOnce);
     say(&format!("The pair runs after {:.1} s; its guest boots, on both sides", begin.elapsed().as_secs_f64()));
-    traffic::wait_for_guest(LONG)?;
+    waiting("the BIOS takes most of it", || traffic::wait_for_guest(LONG))?;
     say(&format!("The guest answers after {:.1} s", begin.elapsed().as_secs_f64()));
     pair.set_checkpoint_delay();
 
@@ -143,10 +145,35 @@ fn play() -> io::Result<()> {
     );
     println!("{} messages of 256 bytes: none lost, none doubled, none wrong.", report.round_trips.len());
     println!("{} writes acknowledged by the key-value store: all there.", pairs.acknowledged());
-    println!("{checkpoints} checkpoints; first answer {} ms after the primary was killed.", outage.as_millis());
+    println!(
+        "{checkpoints} checkpoints; first answer {} ms after the primary was killed (a client's TCP repeats after 200 ms what got lost).",
+        outage.as_millis()
+    );
     pair.end();
     println!("Both disk images are clean (qemu-img check).");
     Ok(())
+}
+
+/// Shows on a terminal that time passes while `work` is done.
+fn waiting<T>(what: &str, work: impl FnOnce() -> T) -> T {
+    if !io::stdout().is_terminal() {
+        return work();
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let begin = Instant::now();
+            while !done.load(Relaxed) {
+                print!("\r    {:>3} s, {what} ", begin.elapsed().as_secs());
+                let _ = io::stdout().flush();
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            print!("\r{:60}\r", "");
+        });
+        let result = work();
+        done.store(true, Relaxed);
+        result
+    })
 }
 
 fn say(text: &str) {
