@@ -152,7 +152,7 @@ struct Mark {
 impl Mark {
     /// For the VM that the given death makes room for: two of three get one.
     fn draw(dice: &mut Dice, number: usize) -> Option<Self> {
-        let (step, nth, wanted) = (dice.pick(&STEPS), 2 + dice.below(6), dice.below(3) != 0);
+        let (step, nth, wanted) = (dice.pick(&STEPS), 1 + dice.below(4), dice.below(3) != 0);
         wanted.then(|| Self { step, nth, path: PathBuf::from(format!("{MARKS}/mark-{number}")) })
     }
 

@@ -5,8 +5,12 @@
 
 pub mod cpu_model;
 pub mod cpu_state;
+mod gate;
+#[cfg(test)]
+mod gate_model;
 pub mod kvm;
 pub mod qtest;
+mod sync;
 pub mod tcg;
 mod threads;
 pub mod vmstate;

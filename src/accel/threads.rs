@@ -1,16 +1,14 @@
 //! The vCPU threads and the gate that stops them.
 
 use std::{
-    sync::{
-        Arc, Once,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Once},
     thread::{self, JoinHandle},
 };
 
 use lockstep_util::{Result, err};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use crate::gate::{Gate, Pass};
 use crate::{Vcpu, VcpuEvent};
 
 /// The signal that takes a vCPU thread out of the kernel.
@@ -63,20 +61,8 @@ struct Thread {
 }
 
 struct Shared {
-    gate: Mutex<Gate>,
-    opened: Condvar,
-    parked: Condvar,
-    open: AtomicBool,
-    count: usize,
+    gate: Gate,
     on_event: Box<dyn Fn(usize, VcpuEvent) + Send + Sync>,
-}
-
-#[derive(Default)]
-struct Gate {
-    open: bool,
-    quit: bool,
-    parked: usize,
-    generation: u64,
 }
 
 impl VcpuSet {
@@ -90,14 +76,7 @@ impl VcpuSet {
         on_event: impl Fn(usize, VcpuEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
         install_kick_handler();
-        let shared = Arc::new(Shared {
-            gate: Mutex::default(),
-            opened: Condvar::new(),
-            parked: Condvar::new(),
-            open: AtomicBool::new(false),
-            count: cpus.len(),
-            on_event: Box::new(on_event),
-        });
+        let shared = Arc::new(Shared { gate: Gate::new(cpus.len()), on_event: Box::new(on_event) });
         let mut set = Self { shared, cpus: vec![], threads: vec![] };
         for (index, cpu) in cpus.into_iter().enumerate() {
             let kick = cpu.kicker();
@@ -123,29 +102,17 @@ impl VcpuSet {
     /// Stops all vCPUs between two instructions; on return none runs guest code or device code. Not to be called on a vCPU
     /// thread, nor with a device's lock held.
     pub fn pause(&self) {
-        let mut gate = self.shared.gate.lock();
-        gate.open = false;
-        self.shared.open.store(false, Ordering::SeqCst);
-        if gate.parked < self.shared.count {
-            self.kick_all();
-        }
-        while gate.parked < self.shared.count {
-            self.shared.parked.wait(&mut gate);
-        }
+        self.shared.gate.close(|| self.kick_all());
     }
 
     /// Lets all vCPUs run.
     pub fn resume(&self) {
-        let mut gate = self.shared.gate.lock();
-        gate.open = true;
-        gate.generation += 1;
-        self.shared.open.store(true, Ordering::SeqCst);
-        self.shared.opened.notify_all();
+        self.shared.gate.open();
     }
 
     /// Whether the gate is open.
     pub fn is_running(&self) -> bool {
-        self.shared.open.load(Ordering::SeqCst)
+        self.shared.gate.is_open()
     }
 
     /// Number of vCPUs.
@@ -181,8 +148,7 @@ impl VcpuSet {
 impl Drop for VcpuSet {
     fn drop(&mut self) {
         self.pause();
-        self.shared.gate.lock().quit = true;
-        self.shared.opened.notify_all();
+        self.shared.gate.quit();
         for thread in &mut self.threads {
             if let Some(join) = thread.join.take() {
                 let _ = join.join();
@@ -193,27 +159,13 @@ impl Drop for VcpuSet {
 
 impl Shared {
     fn run(&self, index: usize, cpu: &Mutex<Box<dyn Vcpu>>) {
-        // The generation of the gate in which this vCPU may not run any more.
-        let mut held = None;
-        loop {
-            {
-                let mut gate = self.gate.lock();
-                gate.parked += 1;
-                self.parked.notify_all();
-                while !gate.quit && (!gate.open || held == Some(gate.generation)) {
-                    self.opened.wait(&mut gate);
-                }
-                if gate.quit {
-                    return;
-                }
-                gate.parked -= 1;
-                held = Some(gate.generation);
-            }
+        let mut pass = Pass::default();
+        while self.gate.enter(&mut pass) {
             let event = {
                 let mut cpu = cpu.lock();
                 let event = loop {
                     match cpu.run() {
-                        VcpuEvent::Kicked if self.open.load(Ordering::SeqCst) => {}
+                        VcpuEvent::Kicked if self.gate.is_open() => {}
                         event => break event,
                     }
                 };
@@ -221,8 +173,11 @@ impl Shared {
                 event
             };
             match event {
-                VcpuEvent::Kicked => held = None,
-                event => (self.on_event)(index, event),
+                VcpuEvent::Kicked => {}
+                event => {
+                    pass.hold();
+                    (self.on_event)(index, event);
+                }
             }
         }
     }
@@ -230,7 +185,10 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{atomic::AtomicU64, mpsc};
+    use std::sync::{
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    };
 
     use super::*;
     use crate::CpuState;

@@ -14,8 +14,13 @@ mod nic;
 mod objects;
 pub mod packet;
 mod queue;
+#[cfg(test)]
+mod queue_model;
+#[cfg(test)]
+mod queue_tests;
 mod registry;
 pub mod rewriter;
+mod sync;
 mod unheard;
 pub mod wire;
 
