@@ -57,7 +57,7 @@ pub struct Monitor {
 }
 
 /// Pastes that are remembered.
-const KEPT: usize = 64;
+const KEPT: usize = 1024;
 
 /// What a wait ended with instead of what was waited for.
 #[derive(Debug)]
