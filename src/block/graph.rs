@@ -49,6 +49,8 @@ struct Inner {
     /// Nodes that `blockdev-add` made: they live until `blockdev-del`.
     owned: RefCell<Vec<Rc<Node>>>,
     backends: RefCell<IndexMap<String, Rc<Backend>>>,
+    /// Backends of the guest's devices whose names were taken back.
+    nameless: RefCell<Vec<Rc<Backend>>>,
     next_auto: Cell<u32>,
     events: RefCell<Option<Rc<EventSink>>>,
     /// Nodes opened now wait for an incoming migration.
@@ -70,6 +72,7 @@ impl Graph {
         Self {
             inner: Rc::new(Inner {
                 nodes: RefCell::default(),
+                nameless: RefCell::default(),
                 owned: RefCell::default(),
                 backends: RefCell::default(),
                 next_auto: Cell::new(0),
@@ -159,7 +162,13 @@ impl Graph {
 
     /// Takes a backend's id away (it lives on as long as a device holds it).
     pub fn remove_backend(&self, id: &str) -> Option<Rc<Backend>> {
-        self.inner.backends.borrow_mut().shift_remove(id)
+        let removed = self.inner.backends.borrow_mut().shift_remove(id)?;
+        if removed.guest().is_some() {
+            // The guest's device stays, with a backend that has no name any more.
+            removed.forget_name();
+            self.inner.nameless.borrow_mut().push(removed.clone());
+        }
+        Some(removed)
     }
 
     /// The root node of the backend `reference`, or the node of that name (QEMU's `bdrv_lookup_bs`).

@@ -49,6 +49,7 @@ fn device_text(info: Option<&Value>, inserted: Option<&Value>, verbose: bool) ->
         (Some(device), Some(node)) if !device.is_empty() => {
             let _ = write!(out, "{device} ({node})");
         }
+        (Some(""), None) => out.push_str(text(info, "qdev").unwrap_or("")),
         (Some(device), None) => out.push_str(device),
         (_, node) => out.push_str(node.unwrap_or("")),
     }
@@ -56,7 +57,9 @@ fn device_text(info: Option<&Value>, inserted: Option<&Value>, verbose: bool) ->
         Some(_) => {
             let read_only = if flag(inserted, "ro") { ", read-only" } else { "" };
             let (file, driver) = (text(inserted, "file").unwrap_or(""), text(inserted, "drv").unwrap_or(""));
-            let _ = writeln!(out, ": {file} ({driver}{read_only})");
+            let inactive =
+                if inserted.and_then(|i| i.get("active")) == Some(&Value::Bool(false)) { ", inactive" } else { "" };
+            let _ = writeln!(out, ": {file} ({driver}{read_only}{inactive})");
         }
         None => out.push_str(": [not inserted]\n"),
     }

@@ -80,13 +80,15 @@ impl Node {
         if let Some(actual) = self.allocated_size().await {
             image.insert("actual-size".into(), actual.into());
         }
-        if info.cluster_size > 0 {
-            image.insert("cluster-size".into(), info.cluster_size.into());
+        // A filter has the facts of what it shows. Composite nodes have none, nor has one that stores nothing.
+        let shown = self.skip_filters();
+        let facts = shown.driver().map(|d| d.format_info()).unwrap_or_default();
+        if facts.cluster_size > 0 {
+            image.insert("cluster-size".into(), facts.cluster_size.into());
         }
-        // Composite nodes have no such facts, nor has one that stores nothing.
-        let has_facts = matches!(self.def().kind, DriverKind::Format | DriverKind::Protocol);
-        if has_facts && !self.def().name.starts_with("null-") {
-            image.insert("dirty-flag".into(), info.dirty.into());
+        let has_facts = matches!(shown.def().kind, DriverKind::Format | DriverKind::Protocol);
+        if has_facts && !shown.def().name.starts_with("null-") {
+            image.insert("dirty-flag".into(), facts.dirty.into());
         }
         if let Some(specific) = info.specific {
             image.insert("format-specific".into(), specific);
@@ -110,13 +112,17 @@ impl Node {
     pub async fn image_info_chain(self: &Rc<Self>, flat: bool) -> Result<Value> {
         let mut info = self.image_info().await?;
         if !flat
-            && let Some(backing) = self.cow_child()
+            && let Some(below) = self.below()
             && let Value::Object(map) = &mut info
         {
-            let below = backing.node().skip_filters();
             map.insert("backing-image".into(), Box::pin(below.image_info_chain(false)).await?);
         }
         Ok(info)
+    }
+
+    /// The node under this one in its chain: what a filter shows, or what an image is laid over.
+    fn below(&self) -> Option<Rc<Self>> {
+        self.filtered_child().or_else(|| self.cow_child()).map(|c| c.node())
     }
 
     /// `BlockGraphInfo`: `ImageInfo` and `children`, each with its own.
@@ -137,19 +143,20 @@ impl Node {
     pub async fn device_info(self: &Rc<Self>, flat: bool, write_cache: bool) -> Result<Value> {
         let flags = self.flags();
         let mut depth = 0u64;
-        let mut at = if flat { None } else { self.backing() };
+        let mut at = if flat { None } else { self.below() };
         while let Some(node) = at {
             depth += 1;
-            at = node.backing();
+            at = node.below();
         }
-        let info = self.driver()?.format_info();
+        // What is there counts, not what the image's header says.
+        let backing = self.cow_child().map(|c| c.node().filename()).or(self.driver()?.format_info().backing_filename);
         let mut device = Map::new();
         device.insert("file".into(), self.filename().into());
         device.insert("node-name".into(), self.name().into());
         device.insert("ro".into(), flags.read_only.into());
         device.insert("active".into(), (!flags.inactive).into());
         device.insert("drv".into(), self.def().name.into());
-        if let Some(name) = info.backing_filename {
+        if let Some(name) = backing {
             device.insert("backing_file".into(), name.into());
         }
         device.insert("backing_file_depth".into(), depth.into());

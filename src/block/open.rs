@@ -150,7 +150,8 @@ impl Graph {
         if let Some(device) = node.device_name() {
             bail!("Node {name} is in use by device {device}");
         }
-        node.check_op(crate::node::BlockOp::DriveDel)?;
+        // Whoever forbids it uses it.
+        node.check_op(crate::node::BlockOp::DriveDel).map_err(|_| err!("Node {name} is in use"))?;
         if !self.is_owned(&node) {
             bail!("Node {name} is not owned by the monitor");
         }
@@ -246,11 +247,14 @@ async fn open_one(
 
     // A format or filter. A filename is its file's; without a driver the file's contents tell the format.
     if let Some(name) = &filename {
-        if options.contains_group("file") {
-            bail!("Cannot specify both 'file' and a filename");
+        if options.contains("file") {
+            bail!("Cannot reference an existing block device with additional options or a new filename");
+        }
+        let mut file = options.take_group("file");
+        if file.contains("filename") {
+            bail!("Can't specify 'file' and 'filename' options at the same time");
         }
         let file_def = find_protocol(name, true)?;
-        let mut file = Options::new();
         file.set("filename", name.clone());
         if let Some(parse_filename) = file_def.parse_filename {
             file.take("filename");

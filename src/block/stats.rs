@@ -70,8 +70,8 @@ impl Accounting {
         *self.last.borrow_mut() = Some(now);
     }
 
-    /// The members of `BlockDeviceStats`. Failed and invalid requests are told of disks that a guest has.
-    fn members(&self, highest_write: u64, of_guest: bool) -> Map<String, Value> {
+    /// The members of `BlockDeviceStats`; `of_disk`: not of a node below one, where failed requests are not counted.
+    fn members(&self, highest_write: u64, of_disk: bool) -> Map<String, Value> {
         let mut stats = Map::new();
         let mut put = |name: String, value: Value| drop(stats.insert(name, value));
         let counters = self.counters.borrow();
@@ -98,8 +98,8 @@ impl Accounting {
             put("idle_time_ns".into(), u64::try_from(last.elapsed().as_nanos()).unwrap_or(u64::MAX).into());
         }
         put("wr_highest_offset".into(), highest_write.into());
-        put("account_failed".into(), of_guest.into());
-        put("account_invalid".into(), of_guest.into());
+        put("account_failed".into(), of_disk.into());
+        put("account_invalid".into(), of_disk.into());
         put("timed_stats".into(), json!([]));
         stats
     }
@@ -115,7 +115,7 @@ impl Graph {
         let of_backend = |backend: Rc<crate::Backend>| {
             let mut info = backend.node().map_or_else(Map::new, |node| node_stats(&node, true));
             let highest = backend.node().map_or(0, |node| node.highest_write.get());
-            info.insert("stats".into(), backend.accounting().members(highest, backend.guest().is_some()).into());
+            info.insert("stats".into(), backend.accounting().members(highest, true).into());
             info.insert("device".into(), backend.name().into());
             if let Some(guest) = backend.guest() {
                 info.insert("qdev".into(), guest.path.into());

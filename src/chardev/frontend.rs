@@ -74,6 +74,7 @@ impl CharFrontend {
 
     /// Starts reading on `context`.
     pub fn start(&self, context: &ContextHandle, handlers: CharHandlers) {
+        self.shared.set_listening();
         let (shared, attachment) = (self.shared.clone(), self.attachment);
         context.spawn(move || async move { serve(CharStream::new(shared, attachment, false), handlers).await });
     }
@@ -98,6 +99,15 @@ impl CharFrontend {
     /// # Panics
     /// Outside a context.
     pub fn into_stream(self) -> CharStream {
+        self.shared.set_listening();
+        self.into_output()
+    }
+
+    /// Turns into a stream that is written to, and read only to notice the end.
+    ///
+    /// # Panics
+    /// Outside a context.
+    pub fn into_output(self) -> CharStream {
         let stream = CharStream::new(self.shared.clone(), self.attachment, true);
         std::mem::forget(self);
         stream

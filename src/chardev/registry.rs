@@ -38,6 +38,8 @@ struct Inner {
 }
 
 struct Device {
+    /// The name of its backend in the schema.
+    kind: &'static str,
     shared: Arc<Shared>,
     driver: Option<JoinHandle<()>>,
     reconnectable: bool,
@@ -81,11 +83,12 @@ impl ChardevRegistry {
             let base = w.data.chardev.clone();
             return self.create_mux(id, &base);
         }
+        let kind = description.tag().as_str();
         let (yank, made) = self.prepare(id, description).await?;
         self.check_free(id)?;
         let pty = made.pty.clone();
         let shared = Shared::new(id, made.idle_filename.clone(), self.inner.realm);
-        let device = self.install(shared, made, yank);
+        let device = self.install(kind, shared, made, yank);
         self.inner.devices.borrow_mut().insert(id.to_owned(), device);
         Ok(ChardevReturn { pty })
     }
@@ -115,7 +118,9 @@ impl ChardevRegistry {
             }
             device.shared.clone()
         };
-        let made = backend::make(id, description).await?;
+        let kind = description.tag().as_str();
+        let made = backend::make(id, description).await;
+        let made = made.map_err(|e| e.prepend(format_args!("Failed to add chardev '{id}': ")))?;
         let mut devices = self.inner.devices.borrow_mut();
         let Some(old) = devices.shift_remove(id) else { bail!("Chardev '{id}' does not exist") };
         let hotswap = old.hotswap;
@@ -126,7 +131,7 @@ impl ChardevRegistry {
         let pty = made.pty.clone();
         let yank = self.register_yank(id, &made)?;
         shared.set_idle_filename(made.idle_filename.clone());
-        let mut device = self.install(shared, made, yank);
+        let mut device = self.install(kind, shared, made, yank);
         device.hotswap = hotswap;
         devices.insert(id.to_owned(), device);
         Ok(ChardevReturn { pty })
@@ -157,9 +162,14 @@ impl ChardevRegistry {
         let info = |device: &Device| ChardevInfo {
             label: device.shared.id.clone(),
             filename: device.shared.filename(),
-            frontend_open: device.shared.is_attached() || device.mux.as_ref().is_some_and(Mux::is_busy),
+            frontend_open: device.shared.is_listening() || device.mux.as_ref().is_some_and(Mux::is_busy),
         };
         devices.values().map(info).collect()
+    }
+
+    /// Ids and kinds, in the order of creation.
+    pub fn kinds(&self) -> Vec<(String, &'static str)> {
+        self.inner.devices.borrow().iter().map(|(id, device)| (id.clone(), device.kind)).collect()
     }
 
     /// `query-chardev-backends`.
@@ -249,7 +259,7 @@ impl ChardevRegistry {
     pub fn ringbuf_write(&self, id: &str, data: &str, format: Option<DataFormat>) -> Result<()> {
         let link = self.ring_of(id)?;
         let bytes = match format {
-            Some(DataFormat::Base64) => BASE64.decode(data).map_err(|_| err!("Base64 data '{data}' is not valid"))?,
+            Some(DataFormat::Base64) => decode(data)?,
             _ => data.as_bytes().to_vec(),
         };
         if let Link::Ring(ring) = &*link {
@@ -316,7 +326,7 @@ impl ChardevRegistry {
         Ok(vec![self.inner.yank.register(YankInstance::Chardev(id.to_owned()))?])
     }
 
-    fn install(&self, shared: Arc<Shared>, made: Backend, mut yank: Vec<YankGuard>) -> Device {
+    fn install(&self, kind: &'static str, shared: Arc<Shared>, made: Backend, mut yank: Vec<YankGuard>) -> Device {
         if made.telnet {
             backend::socket::set_telnet(&shared);
         }
@@ -334,6 +344,7 @@ impl ChardevRegistry {
         }
         let driver = made.driver.map(|driver| tokio::task::spawn_local(driver(shared.clone())));
         Device {
+            kind,
             shared,
             driver,
             reconnectable: made.reconnectable,
@@ -352,6 +363,7 @@ impl ChardevRegistry {
         let frontend = self.attach(base)?;
         let quit = self.inner.quit.borrow().clone();
         let device = Device {
+            kind: "mux",
             shared: Shared::new(id, "mux".to_owned(), self.inner.realm),
             driver: None,
             reconnectable: false,
@@ -364,6 +376,13 @@ impl ChardevRegistry {
         self.inner.devices.borrow_mut().insert(id.to_owned(), device);
         Ok(ChardevReturn { pty: None })
     }
+}
+
+fn decode(data: &str) -> Result<Vec<u8>> {
+    if !data.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=\n".contains(&b)) {
+        bail!("Base64 data contains invalid characters");
+    }
+    BASE64.decode(data).map_err(|_| err!("Base64 data '{data}' is not valid"))
 }
 
 impl std::fmt::Debug for ChardevRegistry {

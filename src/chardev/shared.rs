@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub wanted: Notify,
     /// Frontends that were attached so far; odd while one is.
     attachments: AtomicUsize,
+    /// Whether the frontend takes input.
+    listening: AtomicBool,
     breaks: AtomicUsize,
     /// Bytes read on this connection.
     received: AtomicU64,
@@ -78,6 +80,7 @@ impl Shared {
             room: Notify::new(),
             wanted: Notify::new(),
             attachments: AtomicUsize::new(0),
+            listening: AtomicBool::new(false),
             breaks: AtomicUsize::new(0),
             received: AtomicU64::new(0),
         })
@@ -290,6 +293,7 @@ impl Shared {
     pub fn detach(&self, attachment: usize) {
         let free = attachment + 1;
         if self.attachments.compare_exchange(attachment, free, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.listening.store(false, Ordering::Release);
             self.reader.notify_one();
             self.wanted.notify_one();
             self.flush.notify_one();
@@ -308,6 +312,16 @@ impl Shared {
 
     pub fn is_attached(&self) -> bool {
         self.attachments.load(Ordering::Acquire) % 2 == 1
+    }
+
+    /// The frontend takes input from now on.
+    pub fn set_listening(&self) {
+        self.listening.store(true, Ordering::Release);
+    }
+
+    /// Whether there is a frontend that takes input.
+    pub fn is_listening(&self) -> bool {
+        self.is_attached() && self.listening.load(Ordering::Acquire)
     }
 
     pub fn holds(&self, attachment: usize) -> bool {

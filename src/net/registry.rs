@@ -340,15 +340,15 @@ impl NetRegistry {
         let mut line = |prefix: &str, name: &str, rest: &str| {
             text.push_str(&format!("{prefix}{name}: index=0,type={rest}\r\n"));
         };
+        for backend in netdevs.values().filter(|b| !b.taken) {
+            self.describe_backend(backend, "", &mut line);
+        }
         for nic in nics.iter() {
             let NicInfo { name, model, mac } = &nic.info;
             line("", name, &format!("nic,model={model},macaddr={}", format_mac(mac)));
             if let Some(backend) = nic.netdev.as_ref().and_then(|n| netdevs.get(&n.id)) {
                 self.describe_backend(backend, " \\ ", &mut line);
             }
-        }
-        for backend in netdevs.values().filter(|b| !b.taken) {
-            self.describe_backend(backend, "", &mut line);
         }
         text
     }

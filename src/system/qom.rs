@@ -53,6 +53,7 @@ fn tree(vm: &Vm) -> Vec<(String, Object)> {
         ("/machine/unattached".into(), container()),
         ("/objects".into(), container()),
         ("/chardevs".into(), container()),
+        ("/backend".into(), container()),
     ];
     for index in 0..vm.vcpus().map_or(0, |v| v.len()) {
         let kind = format!("{}-x86_64-cpu", vm.cpu_model_name());
@@ -60,6 +61,12 @@ fn tree(vm: &Vm) -> Vec<(String, Object)> {
     }
     for node in vm.board.tree.devices() {
         all.push((node.path.clone(), Object::Device(node)));
+    }
+    if vm.board.ram.find("pc.ram").is_some() {
+        all.push(("/objects/pc.ram".into(), Object::Container("memory-backend-ram".into())));
+    }
+    for (id, kind) in vm.chardevs.kinds() {
+        all.push((format!("/chardevs/{id}"), Object::Container(format!("chardev-{kind}"))));
     }
     for (id, object) in vm.objects.all() {
         all.push((format!("/objects/{id}"), Object::User(object)));

@@ -70,7 +70,7 @@ impl IoStatus {
 /// The guest's device on a backend, as far as users are shown it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestDevice {
-    /// Its place in the tree of objects.
+    /// Its id, or its place in the tree of objects when it has none.
     pub path: String,
     /// Whether media come and go by nature.
     pub removable: bool,
@@ -143,6 +143,10 @@ impl Backend {
     /// The id, empty if it has none.
     pub fn name(&self) -> String {
         self.name.borrow().clone()
+    }
+
+    pub(crate) fn forget_name(&self) {
+        self.name.borrow_mut().clear();
     }
 
     /// The root node.

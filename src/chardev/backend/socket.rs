@@ -40,9 +40,6 @@ pub(super) async fn make(id: &str, options: ChardevSocket) -> Result<Backend> {
     if server && options.reconnect.is_some_and(|r| r != 0) {
         bail!("'reconnect' option is incompatible with socket in server listen mode");
     }
-    if server && options.reconnect_ms.is_some_and(|r| r != 0) {
-        bail!("'reconnect-ms' option is incompatible with socket in server listen mode");
-    }
     if !server && options.wait.is_some() {
         bail!("'wait' option is incompatible with socket in client connect mode");
     }

@@ -243,7 +243,8 @@ fn geometry(properties: &mut crate::core::PropertySet, sectors: u64) -> Result<G
     properties.set("heads", geometry.heads);
     properties.set("secs", geometry.sectors);
     if properties.str("bios-chs-trans") == Some("auto") {
-        properties.set("bios-chs-trans", "none");
+        // The BIOS can address 1024 cylinders.
+        properties.set("bios-chs-trans", if geometry.cylinders > 1024 { "lba" } else { "none" });
     }
     Ok(geometry)
 }

@@ -30,7 +30,7 @@ use crate::{
     irqchip::{
         GSI_COUNT, GsiRouter, KernelIoApic, KernelIrqChip, KernelPic,
         apic::ApicBus,
-        ioapic::{IoApic, IoApicRegs},
+        ioapic::{IoApic, IoApicRegs, KERNEL_VERSION},
         pic::{PicPair, PicState},
     },
     pci::PciBus,
@@ -571,7 +571,7 @@ impl PcMachine {
                 if let Ok(state) = chip.ioapic() {
                     let mut regs = IoApicRegs::default();
                     regs.load(&state);
-                    text += &regs.describe();
+                    text += &regs.describe(KERNEL_VERSION);
                 }
                 if let (Ok(master), Ok(slave)) = (chip.pic(false), chip.pic(true)) {
                     text += &PicPair::describe_states([&master, &slave]);

@@ -130,7 +130,7 @@ pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::Unbo
     let vnet = settings.vnet;
     let mut primary = Source::new(ends.primary, vnet);
     let mut secondary = Source::new(ends.secondary, vnet);
-    let mut out = ends.out.into_stream();
+    let mut out = ends.out.into_output();
     let mut notify = ends.notify.map(|frontend| Source::new(frontend, false));
     let mut task = Task {
         engine: CompareEngine::new(settings.config, settings.gate.clone()),

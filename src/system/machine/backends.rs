@@ -73,7 +73,7 @@ impl BackendProvider for Provider {
         let read_error = drive.as_ref().map_or(OnError::Report, |d| policy(d.rerror, OnError::Report));
         let may_stop = matches!(write_error, OnError::Enospc | OnError::Stop) || read_error == OnError::Stop;
         backend.set_guest(Some(GuestDevice {
-            path: user.path.clone(),
+            path: user.name.clone(),
             removable: user.removable,
             changeable: user.has_tray,
             tray_open: user.has_tray.then_some(false),

@@ -140,6 +140,9 @@ fn exports(registry: &mut Registry<Ctx>) {
         if args.iothread.is_some() {
             bail!("iothread \"{}\" not found", args.iothread.unwrap_or_default());
         }
+        if vm.graph.find_node(&args.node_name).is_none() {
+            bail!("Cannot find device='' nor node-name='{}'", args.node_name);
+        }
         let options = NbdExportOptions {
             id: args.id,
             node: args.node_name,

@@ -12,6 +12,7 @@ use lockstep_memory::{AccessRules, Region};
 use lockstep_vmstate::{LoadError, Snapshot};
 use parking_lot::Mutex;
 
+pub(crate) use regs::KERNEL_VERSION;
 pub use regs::{IoApicRegs, Message};
 pub use vmstate::IoApicState;
 
@@ -61,7 +62,7 @@ impl IoApic {
 
     /// What `info pic` prints.
     pub fn describe(&self) -> String {
-        self.regs.lock().describe()
+        self.regs.lock().describe(regs::VERSION)
     }
 
     /// Changes registers and sends what they then ask for. Messages go out under the lock, so that they keep their order; local

@@ -11,7 +11,9 @@ const REMOTE_IRR: u64 = 1 << 14;
 const DELIVERY_STATUS: u64 = 1 << 12;
 const READ_ONLY: u64 = REMOTE_IRR | DELIVERY_STATUS;
 const EXTERNAL: u32 = 7;
-const VERSION: u32 = 0x20;
+pub(crate) const VERSION: u32 = 0x20;
+/// That of the kernel's.
+pub(crate) const KERNEL_VERSION: u32 = 0x11;
 
 /// An interrupt on its way to the local APICs, in the form of a message signalled interrupt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,8 +169,9 @@ impl IoApicRegs {
         *self = Self { id: wire.id, select: wire.ioregsel, requests: wire.irr, entries: wire.ioredtbl };
     }
 
-    pub(crate) fn describe(&self) -> String {
-        let mut text = format!("ioapic0: ver=0x{VERSION:x} id=0x{:02x} sel=0x{:02x}", self.id, self.select);
+    /// What `info pic` shows; the kernel's has another version.
+    pub(crate) fn describe(&self, version: u32) -> String {
+        let mut text = format!("ioapic0: ver=0x{version:x} id=0x{:02x} sel=0x{:02x}", self.id, self.select);
         if self.select >= 0x10 {
             text += &format!(" (redir[{}])", (self.select - 0x10) >> 1);
         }

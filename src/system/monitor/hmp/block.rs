@@ -125,7 +125,7 @@ fn info_blockstats<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> Loca
             "idle_time_ns",
         ];
         for info in vm.graph.query_blockstats(false) {
-            let Some(device) = info["device"].as_str().filter(|d| !d.is_empty()) else { continue };
+            let Some(device) = info["device"].as_str() else { continue };
             let shown = SHOWN.map(|name| format!(" {name}={}", info["stats"][name].as_u64().unwrap_or(0)));
             out.push_str(&format!("{device}:{}\n", shown.concat()));
         }

@@ -195,7 +195,7 @@ fn set_link<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFutur
         let up = match args.word("up") {
             "on" => true,
             "off" => false,
-            _ => return Err(Error::new("Expected 'on' or 'off'")),
+            _ => return Err(Error::new("Expected 'on' or 'off'\nTry \"help set_link\" for more information")),
         };
         vm.net.set_link(args.word("name"), up).map_err(prefixed)
     })

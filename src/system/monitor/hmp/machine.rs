@@ -46,7 +46,13 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("migrate", "show migration status", info_migrate),
     plain("name", "show the current VM name", info_name),
     plain("network", "show the network state", info_network),
-    plain("registers", "show the cpu registers", info_registers),
+    HmpCommand {
+        names: "registers",
+        params: &[Param::Flag('a'), Param::OptionalWord("vcpu")],
+        usage: "[-a|vcpu]",
+        help: "show the cpu registers (-a: show register info for all cpus; vcpu: specific vCPU to query; show the current CPU's registers if no vcpu is specified)",
+        run: info_registers,
+    },
     plain("status", "show the current VM status (running|paused)", info_status),
     plain("uuid", "show the current VM UUID", info_uuid),
     plain("version", "show the version", info_version),
@@ -127,11 +133,19 @@ fn info_migrate<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFu
     })
 }
 
-fn info_registers<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+fn info_registers<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {
         let Some(vcpus) = vm.vcpus().filter(|v| !v.is_empty()) else { return Err(err!("No CPU available")) };
-        let state = vm.while_paused(|| vcpus.cpu(0).lock().save())?;
-        out.push_str(&registers::text(0, &state));
+        let wanted = match args.get("vcpu").map(str::parse::<usize>) {
+            _ if args.flag('a') => 0..vcpus.len(),
+            None => 0..1,
+            Some(Ok(index)) if index < vcpus.len() => index..index + 1,
+            Some(_) => return Err(err!("CPU#{} not available", args.get("vcpu").unwrap_or_default())),
+        };
+        for index in wanted {
+            let state = vm.while_paused(|| vcpus.cpu(index).lock().save())?;
+            out.push_str(&registers::text(index as u32, &state));
+        }
         Ok(())
     })
 }

@@ -137,7 +137,7 @@ fn set_capability<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> Loca
         let state = match args.word("state") {
             "on" => true,
             "off" => false,
-            _ => return Err(err!("Expected 'on' or 'off'")),
+            _ => return Err(err!("Expected 'on' or 'off'\nTry \"help migrate_set_capability\" for more information")),
         };
         let known = lockstep_qapi::schema::MigrationCapability::from_name(name).is_some();
         if !known {
