@@ -1,8 +1,12 @@
 //! One vCPU in the kernel: running it, and moving its registers in and out.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use kvm_bindings::{
@@ -14,6 +18,7 @@ use kvm_bindings::{
     kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
+use lockstep_hw::core::{IoCpu, IoRegisters, set_io_cpu};
 use lockstep_memory::AddressSpace;
 use lockstep_util::{Result, err};
 
@@ -26,6 +31,22 @@ use crate::{
     cpu_state::{CpuState, FpuState, MpState, PendingEvents, Segment, TableRegister, msr},
     threads::set_immediate_exit_flag,
 };
+
+/// VMware's port, whose arguments and results are in registers.
+const VMWARE_PORT: u16 = 0x5658;
+
+/// The registers of a vCPU during an access to such a port.
+struct Caller(Cell<IoRegisters>);
+
+impl IoCpu for Caller {
+    fn registers(&self) -> IoRegisters {
+        self.0.get()
+    }
+
+    fn set_registers(&self, registers: &IoRegisters) {
+        self.0.set(*registers);
+    }
+}
 
 /// A vCPU of KVM.
 pub struct KvmVcpu {
@@ -82,7 +103,28 @@ impl KvmVcpu {
         Ok(cpu)
     }
 
+    /// Has a paravirtual port find the registers that its arguments are in.
     fn do_io(&mut self) {
+        // SAFETY: the exit reason is KVM_EXIT_IO, so that this member is the valid one.
+        let port = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.port };
+        let registers = (port == VMWARE_PORT).then(|| self.fd.get_regs().ok()).flatten();
+        let Some(mut kernel) = registers else { return self.exchange_data() };
+        let low = [kernel.rax, kernel.rbx, kernel.rcx, kernel.rdx, kernel.rsi, kernel.rdi].map(|r| r as u32);
+        let caller = Rc::new(Caller(Cell::new(low)));
+        set_io_cpu(Some(caller.clone()));
+        self.exchange_data();
+        set_io_cpu(None);
+        let [_, rbx, rcx, rdx, rsi, rdi] = caller.0.get().map(u64::from);
+        if caller.0.get() != low {
+            (kernel.rbx, kernel.rcx, kernel.rdx, kernel.rsi, kernel.rdi) = (rbx, rcx, rdx, rsi, rdi);
+            if let Err(e) = self.fd.set_regs(&kernel) {
+                tracing::error!("{}", kvm_error("KVM_SET_REGS", e));
+            }
+        }
+    }
+
+    /// Carries out an exit for I/O.
+    fn exchange_data(&mut self) {
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit reason is KVM_EXIT_IO, so that this member is the valid one.
         let io = unsafe { run.__bindgen_anon_1.io };

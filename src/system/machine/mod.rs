@@ -2,6 +2,7 @@
 
 mod backends;
 mod defaults;
+mod firmware;
 mod pc;
 mod vcpus;
 

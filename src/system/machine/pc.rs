@@ -9,10 +9,11 @@ use lockstep_hw::{
     pc::{BootConfig, CpuSlot, KernelConfig, PcConfig, PcHooks, PcMachine, Stage},
     rtc::RtcConfig,
 };
+use lockstep_qapi::event;
 use lockstep_qapi::schema::{ChardevBackend, ChardevVC, ChardevVCWrapper};
 use lockstep_util::{Error, Result, err, report};
 
-use super::{defaults::Defaults, device_types, vcpus};
+use super::{defaults::Defaults, device_types, firmware, vcpus};
 use crate::{
     cmdline::CommandLine,
     drive::{Interface, Media},
@@ -28,8 +29,10 @@ pub struct Pc {
 
 impl Pc {
     pub(super) fn finish(&self, vm: &Rc<Vm>) -> Result<()> {
-        let _ = vm;
-        self.machine.finish(&[])
+        for (channel, unit, disk) in firmware::disks(vm) {
+            self.machine.set_disk(channel, unit, disk);
+        }
+        self.machine.finish(&firmware::boot_entries(vm)?)
     }
 }
 
@@ -181,6 +184,7 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         }
     });
     requests(vm);
+    clock_changes(vm, &machine);
     if let (Some(_), once) = (&options.boot_once, options.boot_order.clone()) {
         // The order of the first boot only: the next reset brings back the other.
         let weak = Local::new(Rc::downgrade(vm));
@@ -213,9 +217,30 @@ fn requests(vm: &Rc<Vm>) {
     });
 }
 
+/// Users are told when the guest sets its clock: how far that is from what `-rtc base` made it.
+fn clock_changes(vm: &Rc<Vm>, machine: &PcMachine) {
+    let (weak, main) = (Arc::new(Local::new(Rc::downgrade(vm))), vm.main.clone());
+    let (clocks, ahead) = (vm.clocks.clone(), machine.config.rtc.base - host_seconds(vm));
+    machine.rtc.on_change(move |seconds| {
+        let offset = seconds - (clocks.now_ns(Clock::Host) / 1_000_000_000 + ahead);
+        let vm = weak.clone();
+        main.spawn(move || async move {
+            let Some(vm) = vm.get().upgrade() else { return };
+            let rtc = vm.board.tree.devices().into_iter().find(|d| d.kind.name == "mc146818rtc");
+            let qom_path = rtc.map_or_else(String::new, |d| d.path.clone());
+            vm.emit::<event::RtcChange>(&event::RtcChange { offset, qom_path });
+        });
+    });
+}
+
+/// Seconds since the epoch on the host.
+fn host_seconds(vm: &Vm) -> i64 {
+    vm.clocks.now_ns(Clock::Host) / 1_000_000_000
+}
+
 fn rtc(options: &MachineOptions, vm: &Vm) -> RtcConfig {
     let clock = if options.rtc_virtual { Clock::Virtual } else { Clock::Host };
-    let now = vm.clocks.now_ns(Clock::Host) / 1_000_000_000;
+    let now = host_seconds(vm);
     let base = match options.rtc_base {
         RtcBase::Utc => now,
         RtcBase::LocalTime => now + local_offset(now),

@@ -126,6 +126,16 @@ impl Vm {
         }
     }
 
+    /// Waits for an event; those before it are forgotten.
+    pub fn event(&mut self, name: &str) -> Value {
+        loop {
+            let message = self.messages.recv_timeout(PATIENCE).unwrap_or_else(|e| panic!("{name}: {e}"));
+            if message["event"] == name {
+                return message;
+            }
+        }
+    }
+
     /// Sends the machine to a URI, and waits until it is there.
     pub fn migrate(&mut self, uri: &str) {
         self.ask("migrate", json!({"uri": uri}));

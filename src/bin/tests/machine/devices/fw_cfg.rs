@@ -25,6 +25,12 @@ fn directory(q: &mut Qtest) -> Vec<(String, u16, u32)> {
         .collect()
 }
 
+/// The content of a file.
+pub fn file(q: &mut Qtest, name: &str) -> Option<Vec<u8>> {
+    let (_, key, size) = directory(q).into_iter().find(|f| f.0 == name)?;
+    Some(item(q, key, size as usize))
+}
+
 /// One transfer: control, length and address in memory, all big-endian. Returns control as it is left.
 fn transfer(q: &mut Qtest, control: u32, length: u32, address: u64) -> u32 {
     const DESCRIPTOR: u64 = 0x9000;

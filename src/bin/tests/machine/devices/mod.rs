@@ -1,6 +1,7 @@
 //! The devices' registers against their datasheets, by `qtest`: what a driver sees, through the real program.
 
 mod board;
+mod firmware;
 mod fw_cfg;
 mod i8042;
 mod ide;
