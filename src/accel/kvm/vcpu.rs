@@ -108,23 +108,29 @@ impl KvmVcpu {
         // SAFETY: the exit reason is KVM_EXIT_IO, so that this member is the valid one.
         let port = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.io.port };
         let registers = (port == VMWARE_PORT).then(|| self.fd.get_regs().ok()).flatten();
-        let Some(mut kernel) = registers else { return self.exchange_data() };
+        let Some(mut kernel) = registers else {
+            self.exchange_data();
+            return;
+        };
         let low = [kernel.rax, kernel.rbx, kernel.rcx, kernel.rdx, kernel.rsi, kernel.rdi].map(|r| r as u32);
         let caller = Rc::new(Caller(Cell::new(low)));
         set_io_cpu(Some(caller.clone()));
-        self.exchange_data();
+        let read = self.exchange_data();
         set_io_cpu(None);
         let [_, rbx, rcx, rdx, rsi, rdi] = caller.0.get().map(u64::from);
         if caller.0.get() != low {
             (kernel.rbx, kernel.rcx, kernel.rdx, kernel.rsi, kernel.rdi) = (rbx, rcx, rdx, rsi, rdi);
+            // Setting registers ends what the kernel had under way: its own register too is set here.
+            kernel.rax = read.unwrap_or(kernel.rax);
             if let Err(e) = self.fd.set_regs(&kernel) {
                 tracing::error!("{}", kvm_error("KVM_SET_REGS", e));
             }
         }
     }
 
-    /// Carries out an exit for I/O.
-    fn exchange_data(&mut self) {
+    /// Carries out an exit for I/O. The value, if one was read.
+    fn exchange_data(&mut self) -> Option<u64> {
+        let mut last = None;
         let run = self.fd.get_kvm_run();
         // SAFETY: the exit reason is KVM_EXIT_IO, so that this member is the valid one.
         let io = unsafe { run.__bindgen_anon_1.io };
@@ -145,9 +151,11 @@ impl KvmVcpu {
                     .load(io.port.into(), size as u32)
                     .unwrap_or_else(|_| self.ports.unassigned_value(size as u32));
                 chunk.copy_from_slice(&value.to_le_bytes()[..size]);
+                last = Some(value);
             }
         }
         self.io_pending = true;
+        last
     }
 
     fn do_mmio(&mut self) {

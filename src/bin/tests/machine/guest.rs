@@ -10,6 +10,8 @@ use crate::vm::{Program, Vm};
 const COUNTER: &str = include_str!("counter.txt");
 /// One that executes what firmware seldom does.
 pub const RARE: &str = include_str!("rare.txt");
+/// One that asks a port whose arguments are in registers.
+pub const VMWARE: &str = include_str!("vmware.txt");
 
 /// A folder with the image, and what VMs that run it leave.
 pub struct Counters(TempDir);
