@@ -1,5 +1,5 @@
 //! Wrong uses get QEMU's words: of the command line (`cli_errors.txt`) and of the monitor (`qmp_errors.txt`). What QEMU
-//! 10.0.2 answered is in the files; what only it has, or does wrong, is not there.
+//! 10.0.2 answered is in the files; what only it has is not there, and where it aborts (a faulty colo-compare) ours is.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
