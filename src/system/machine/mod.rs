@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use lockstep_hw::core::{DeviceType, PropertyInput, QomParent, TypeTable, create_device};
 use lockstep_qapi::{event, opts};
-use lockstep_util::{Error, Result, bail, err};
+use lockstep_util::{Error, Result, bail, err, report};
 use serde_json::Value;
 
 use crate::{
@@ -58,10 +58,16 @@ pub async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
 /// # Errors
 /// When firmware cannot be told of them.
 pub fn finish(vm: &Rc<Vm>) -> Result<()> {
-    match vm.pc() {
-        Some(pc) => pc.finish(vm),
-        None => Ok(()),
+    if let Some(pc) = vm.pc() {
+        pc.finish(vm)?;
     }
+    for (driver, property, _) in vm.board.globals.unused() {
+        let exists = device_types().iter().any(|t| t.name == driver || t.parents.contains(&driver.as_str()));
+        if !exists {
+            report::warn(format!("global {driver}.{property} has invalid class name"));
+        }
+    }
+    Ok(())
 }
 
 /// `-global driver.property=value`, or with `driver=`, `property=` and `value=`.

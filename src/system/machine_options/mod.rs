@@ -266,7 +266,11 @@ impl MachineOptions {
             self.accelerators = listed;
         }
         if self.accelerators.is_empty() {
-            self.accelerators.push(Ok(AccelKind::Kvm));
+            // Called by a name that ends so, the program is the one that distributions ship for KVM.
+            if std::env::args().next().is_some_and(|name| name.ends_with("kvm")) {
+                self.accelerators.push(Ok(AccelKind::Kvm));
+            }
+            self.accelerators.push(Ok(AccelKind::Tcg));
         }
         Ok(())
     }
@@ -399,6 +403,11 @@ mod tests {
         let m = parse("-enable-kvm -cpu qemu64,kvmclock=on -m 512 -smp 1 -name primary").unwrap();
         assert_eq!((m.machine.name, m.ram_size, m.smp.cpus), ("pc-i440fx-10.0", 512 << 20, 1));
         assert_eq!((m.accelerators, m.name.as_deref()), (vec![Ok(AccelKind::Kvm)], Some("primary")));
+    }
+
+    #[test]
+    fn without_a_word_the_software_cpu_runs_the_guest() {
+        assert_eq!(parse("-m 512").unwrap().accelerators, [Ok(AccelKind::Tcg)]);
     }
 
     #[test]

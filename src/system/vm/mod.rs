@@ -5,6 +5,7 @@ mod control;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
+    io::{self, Write},
     rc::Rc,
     sync::Arc,
 };
@@ -230,12 +231,14 @@ impl Vm {
     /// Those of the backend.
     pub async fn add_chardev(&self, described: Described) -> Result<()> {
         let Described { id, backend, mux } = described;
+        let base = if mux { format!("{id}-base") } else { id.clone() };
+        if let Some(terminal) = self.chardevs.create(&base, backend).await?.pty {
+            // Scripts read this line. It goes where QEMU's goes; nobody can be told that it does not get there.
+            let _ = writeln!(io::stdout(), "char device redirected to {terminal} (label {base})");
+        }
         if !mux {
-            self.chardevs.create(&id, backend).await?;
             return Ok(());
         }
-        let base = format!("{id}-base");
-        self.chardevs.create(&base, backend).await?;
         let data = ChardevMux { logfile: None, logappend: None, chardev: base };
         self.chardevs.create(&id, ChardevBackend::Mux(ChardevMuxWrapper { data })).await?;
         Ok(())
