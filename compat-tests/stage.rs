@@ -18,6 +18,9 @@ const INSIDE: &str = "LOCKSTEP_STAGE";
 /// Set to anything, makes tests that would be skipped fail instead.
 const REQUIRED: &str = "LOCKSTEP_COMPAT_REQUIRED";
 
+/// Where tap devices come from. Usually open to everybody: who has no network of his own gets nowhere with it.
+const TUN: &str = "/dev/net/tun";
+
 /// Address of the clients' end of the guest's network.
 pub const CLIENT_ADDRESS: &str = "192.168.77.1";
 
@@ -62,7 +65,7 @@ impl std::fmt::Display for Skip {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Skip::Missing(missing) => missing.fmt(f),
-            Skip::Namespaces(error) => write!(f, "namespaces are not allowed here ({error})"),
+            Skip::Namespaces(error) => write!(f, "no networks of its own here ({error})"),
         }
     }
 }
@@ -95,8 +98,12 @@ pub fn run_again_inside(arguments: &[&str]) -> io::Result<ExitStatus> {
 /// The command by which [`run_again_inside`] runs this program once more.
 ///
 /// # Errors
-/// If the guest cannot be built.
+/// If the guest cannot be built or tap devices cannot be opened.
 pub fn command_inside(arguments: &[&str]) -> io::Result<Command> {
+    let tun = fs::File::options().read(true).write(true).open(TUN);
+    tun.map_err(|error| {
+        io::Error::new(error.kind(), format!("{TUN}: {error}; 'chmod 666 {TUN}' lets everybody use it"))
+    })?;
     let kernel = crate::guest_image::build_kernel()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(arguments).env(INSIDE, "1").env(crate::guest_image::KERNEL, kernel).stdin(Stdio::null());

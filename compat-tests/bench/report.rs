@@ -161,6 +161,14 @@ impl Report {
                 "bytes.10000",
                 Aim::None,
             ),
+            (
+                "pause.again",
+                "pause, idle after serving, median",
+                "pause.again.median",
+                "pause.again.p99",
+                "bytes.again",
+                Aim::AtMost(3.0),
+            ),
         ];
         for (samples, name, key, key99, bytes, aim) in pauses {
             rows.push(Row { pair: median(Pair, samples), ..row(key, name, "ms", aim) });

@@ -102,6 +102,7 @@ impl Scene {
             machine::keep_errors();
         }
         let stage = Stage::set_up(Layout::TwoHosts)?;
+        plenty_of_ports();
         let size = Size { quick };
         match self {
             Self::Alone => alone(&stage, size),
@@ -111,6 +112,16 @@ impl Scene {
                 Ok(SceneResult { failovers, ..SceneResult::default() })
             }
             Self::Bios | Self::BiosQemu => bios(&stage, size),
+        }
+    }
+}
+
+/// Thousands of connections a second would use up the client's ports, each of which rests for a minute after its use. Where these settings
+/// cannot be changed the rates of new connections say little.
+fn plenty_of_ports() {
+    for (name, value) in [("ip_local_port_range", "1024 65535"), ("tcp_tw_reuse", "1")] {
+        if let Err(error) = std::fs::write(Path::new("/proc/sys/net/ipv4").join(name), value) {
+            println!("    {name} stays as it is: {error}");
         }
     }
 }
@@ -163,6 +174,8 @@ fn pair(stage: &Stage, size: Size) -> io::Result<SceneResult> {
     serve(&mut result, size)?;
     let checkpoints = pair.primary.monitor.checkpoints_since(mark) as f64;
     remember(&mut result, "checkpoints.per.second", Some(checkpoints / start.elapsed().as_secs_f64()));
+    // Once more, with thousands of connections behind it.
+    keep(&mut result, "pause.again", pauses::idle(&mut pair, size.of(100))?);
     remember(&mut result, "memory", memory::resident(&pair.primary));
     remember(&mut result, "memory.secondary", memory::resident(pair.secondary()));
     pair.end();

@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         Ok(status) if status.success() => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("demo: namespaces are not allowed here ({error}); run it as root");
+            eprintln!("demo: no networks of its own here ({error}); run it as root");
             ExitCode::FAILURE
         }
     }

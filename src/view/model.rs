@@ -118,9 +118,8 @@ impl Model {
             Update::Lost { at, why } => {
                 let text = format!("no monitor: {why}");
                 (state.role, state.status, state.stopped_at) = (String::new(), String::new(), None);
-                // A VM that is away for long is away once.
-                if state.trouble.as_ref() != Some(&why) {
-                    state.trouble = Some(why);
+                // A VM that is away for long is away once, whatever stands in the way of the next try.
+                if state.trouble.replace(why).is_none() {
                     self.remember(Event { at, side, text });
                 }
             }

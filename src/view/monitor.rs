@@ -49,7 +49,7 @@ pub fn watch(address: &str, side: usize, updates: &Sender<(usize, Update)>) {
         match ended {
             Ok(()) => return,
             Err(error) => {
-                if updates.send((side, Update::Lost { at: now(), why: error.to_string() })).is_err() {
+                if updates.send((side, Update::Lost { at: now(), why: in_words(&error) })).is_err() {
                     return;
                 }
             }
@@ -106,6 +106,12 @@ fn session(address: &str, mut tell: impl FnMut(Update) -> bool) -> io::Result<()
             return Ok(());
         }
     }
+}
+
+/// An error without its number.
+fn in_words(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_string()
 }
 
 /// Seconds since 1970.
