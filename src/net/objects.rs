@@ -124,6 +124,11 @@ impl Filter {
         writer
     }
 
+    /// The character device that its output goes to.
+    pub(crate) fn outdev(&self) -> Option<&str> {
+        self.outdev.as_deref()
+    }
+
     /// The object's id.
     pub fn id(&self) -> &str {
         &self.node.id

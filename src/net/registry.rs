@@ -19,6 +19,7 @@ use crate::colo::{CheckpointNotifier, ColoCompare, Environment, IoThreadRef};
 use crate::compare::IdentityGate;
 use crate::netdev::{Netdev, World};
 use crate::nic::{MacAddress, NetPeer, NicInfo, NicShared, format_mac};
+use crate::filter::Action;
 use crate::objects::{Filter, FilterEnvironment};
 
 /// The first hardware address that is given to a card without one.
@@ -266,6 +267,8 @@ impl NetRegistry {
                 notifier: self.inner.notifier.clone(),
             };
             let compare = ColoCompare::new(id, properties, thread, env)?;
+            // One that was orphaned may lead to the new one.
+            self.let_pass(false, |_| true);
             self.inner.compares.borrow_mut().insert(id.clone(), compare);
             return Ok(());
         }
@@ -293,6 +296,8 @@ impl NetRegistry {
                 self.inner.gate.set_probe(None);
                 self.inner.gate.set_open(true);
             }
+            let source = self.inner.chardevs.loopback_peer(compare.primary_in());
+            self.let_pass(true, |filter| source.is_some() && filter.outdev() == source.as_deref());
             compare.stop().await;
             return Ok(());
         }
@@ -300,6 +305,15 @@ impl NetRegistry {
         let filter = filter.ok_or_else(|| err!("object '{id}' not found"))?;
         filter.remove().await;
         Ok(())
+    }
+
+    /// Whether frames pass some of the redirectors: those that lead to no comparison any more.
+    fn let_pass(&self, passing: bool, which: impl Fn(&Filter) -> bool) {
+        for filter in self.inner.filters.borrow().values().filter(|filter| which(filter)) {
+            if let Action::Redirector(redirector) = &filter.node.action {
+                redirector.set_passing(passing);
+            }
+        }
     }
 
     /// A filter.

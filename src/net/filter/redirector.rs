@@ -1,7 +1,7 @@
 //! `filter-redirector`: sends packets to a character device instead of on their way, and brings packets from one in.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -26,11 +26,13 @@ pub(crate) struct Redirector {
     has_input: bool,
     pub vnet_support: bool,
     lost: AtomicU64,
+    /// The comparison behind the output was taken away.
+    passing: AtomicBool,
 }
 
 impl Redirector {
     pub fn new(out: Option<CharWriter>, has_input: bool, vnet_support: bool) -> Self {
-        Self { out, has_input, vnet_support, lost: AtomicU64::new(0) }
+        Self { out, has_input, vnet_support, lost: AtomicU64::new(0), passing: AtomicBool::new(false) }
     }
 
     pub fn has_input(&self) -> bool {
@@ -46,8 +48,17 @@ impl Redirector {
         self.lost.load(Ordering::Relaxed)
     }
 
+    /// Whether frames pass, because whoever compared them was taken away and nobody reads them any more. Redirected they
+    /// would be lost, and their connections stand still for a retransmission time.
+    pub fn set_passing(&self, passing: bool) {
+        self.passing.store(passing, Ordering::Release);
+    }
+
     pub fn redirect(&self, frame: Frame) -> Option<Frame> {
         let Some(out) = &self.out else { return Some(frame) };
+        if self.passing.load(Ordering::Acquire) {
+            return Some(frame);
+        }
         // What cannot be sent is lost: it must never go on, where nobody has compared it.
         if let Err(e) = send(out, &frame, self.vnet_support) {
             complain(&self.lost, "filter redirector", &e);

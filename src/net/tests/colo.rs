@@ -306,6 +306,26 @@ fn removing_the_objects_lets_everything_out_that_was_held() {
 }
 
 #[test]
+fn what_the_guest_says_between_the_removal_of_the_comparison_and_of_its_redirector_is_not_lost() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        p.net.remove_object("comp0").await.unwrap();
+        p.peer.send(udp(b"in between").data);
+        assert_eq!(p.next_on_wire().await, udp(b"in between").data);
+        // With a new comparison behind it the redirector redirects again.
+        p.object(json!({"qom-type": "colo-compare", "id": "comp0", "primary_in": "compare0-0", "secondary_in": "compare1",
+            "outdev": "compare_out0", "iothread": "iothread1"}))
+            .unwrap();
+        p.peer.send(udp(b"compared").data);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(p.wire_is_quiet());
+        s.peer.send(udp(b"compared").data);
+        assert_eq!(p.next_on_wire().await, udp(b"compared").data);
+    });
+}
+
+#[test]
 fn settings_change_while_it_runs() {
     run(|| async {
         let pair = Pair::new().await;
