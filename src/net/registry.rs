@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use crate::backend::{HostSide, dgram, stream, tap};
 use crate::colo::{CheckpointNotifier, ColoCompare, Environment, IoThreadRef};
 use crate::compare::IdentityGate;
+use crate::filter::Action;
 use crate::netdev::{Netdev, World};
 use crate::nic::{MacAddress, NetPeer, NicInfo, NicShared, format_mac};
-use crate::filter::Action;
 use crate::objects::{Filter, FilterEnvironment};
 
 /// The first hardware address that is given to a card without one.

@@ -314,9 +314,11 @@ fn what_the_guest_says_between_the_removal_of_the_comparison_and_of_its_redirect
         p.peer.send(udp(b"in between").data);
         assert_eq!(p.next_on_wire().await, udp(b"in between").data);
         // With a new comparison behind it the redirector redirects again.
-        p.object(json!({"qom-type": "colo-compare", "id": "comp0", "primary_in": "compare0-0", "secondary_in": "compare1",
-            "outdev": "compare_out0", "iothread": "iothread1"}))
-            .unwrap();
+        p.object(
+            json!({"qom-type": "colo-compare", "id": "comp0", "primary_in": "compare0-0", "secondary_in": "compare1",
+            "outdev": "compare_out0", "iothread": "iothread1"}),
+        )
+        .unwrap();
         p.peer.send(udp(b"compared").data);
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(p.wire_is_quiet());
