@@ -18,7 +18,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
         "object-add.qom-type",
         "acpi-generic-initiator acpi-generic-port authz-list authz-listfile authz-pam authz-simple can-bus \
          can-host-socketcan cryptodev-backend cryptodev-backend-builtin cryptodev-backend-lkcf cryptodev-vhost-user \
-         dbus-vmstate filter-replay input-barrier input-linux iommufd memory-backend-epc pef-guest pr-manager-helper \
+         dbus-vmstate filter-replay input-barrier input-linux iommufd main-loop memory-backend-epc pef-guest pr-manager-helper \
          qtest rng-egd secret_keyring sev-guest sev-snp-guest thread-context s390-pv-guest tls-cipher-suites \
          x-remote-object x-vfio-user-server",
     ),
@@ -232,6 +232,8 @@ fn the_schema_is_qemus() {
         let key = (true, name.to_owned());
         c.entries(&key, &key, name);
     }
+    // Here an iothread sleeps in the kernel: the properties that tune its polling do not exist.
+    c.differences.retain(|difference| !difference.starts_with("object-add(iothread): "));
     assert!(c.differences.is_empty(), "{}", c.differences.join("\n"));
     let mut left_out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (path, name) in c.left_out {
