@@ -1,9 +1,10 @@
 //! Socket addresses as the schema has them: connecting, listening, and what they are called.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::ptr;
 use std::time::Duration;
@@ -89,10 +90,22 @@ pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     /// Where it listens, with the port that was chosen if zero or a range was asked for.
     pub address: SocketAddress,
-    unlink: Option<String>,
+    unlink: RefCell<Option<String>>,
 }
 
 impl Listener {
+    /// Refuses connections from now on, and frees the address for the next who listens there, whoever still holds this.
+    pub fn close(&self) {
+        // A socket that was passed to us can be listened on by others.
+        if !matches!(self.address, SocketAddress::Fd(_)) {
+            // It fails only on a socket that does not listen any more.
+            let _ = SockRef::from(self.fd.get_ref()).shutdown(Shutdown::Both);
+        }
+        if let Some(path) = self.unlink.take() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
     /// Waits for a connection. It comes in non-blocking mode and (TCP) without Nagle's algorithm.
     ///
     /// # Errors
@@ -116,9 +129,7 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Some(path) = &self.unlink {
-            let _ = std::fs::remove_file(path);
-        }
+        self.close();
     }
 }
 
@@ -153,7 +164,7 @@ pub async fn listen(address: &SocketAddress, backlog: i32) -> Result<Listener> {
     };
     socket.set_nonblocking(true)?;
     let fd = register(socket.into(), Interest::READABLE)?;
-    Ok(Listener { fd, address, unlink })
+    Ok(Listener { fd, address, unlink: RefCell::new(unlink) })
 }
 
 async fn listen_inet(inet: &InetSocketAddress, backlog: i32) -> Result<(Socket, u16)> {

@@ -214,6 +214,34 @@ fn a_frontend_on_an_iothread_reads_and_is_replaced() {
 }
 
 #[test]
+fn a_listener_that_was_removed_frees_its_address_at_once() {
+    run(|registry| async move {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        for address in ["host=127.0.0.1,port=0".to_owned(), format!("path={}", path.display())] {
+            made(&registry, "s", &format!("socket,{address},server=on,wait=off")).await;
+            let name = filename(&registry, "s");
+            let address = if address.starts_with("host") {
+                format!("host=127.0.0.1,port={}", port_of(&name))
+            } else {
+                address
+            };
+            // Nothing here lets the task of the first one run before the second listens.
+            registry.remove("s").unwrap();
+            made(&registry, "s", &format!("socket,{address},server=on,wait=off")).await;
+            tokio::task::yield_now().await;
+            made(&registry, "c", &format!("socket,{address}")).await;
+            let mut stream = registry.attach("s").unwrap().into_stream();
+            assert_eq!(stream.event(true).await, StreamEvent::Opened);
+            drop(stream);
+            registry.remove("c").unwrap();
+            registry.remove("s").unwrap();
+        }
+        assert!(!path.exists());
+    });
+}
+
+#[test]
 fn a_yank_ends_a_connection_from_any_thread() {
     let yank = YankRegistry::new();
     let context = Context::new("test").unwrap();

@@ -1,14 +1,14 @@
 //! The listening side of the NBD server: accepts clients and negotiates with them.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use lockstep_util::{Error, Result};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
@@ -60,12 +60,24 @@ enum Listener {
     Unix(UnixListener),
 }
 
+impl Listener {
+    /// Refuses connections from now on, those that wait too, whoever still holds the socket.
+    fn shut_down(&self) {
+        let socket = match self {
+            Self::Tcp(listener) => SockRef::from(listener),
+            Self::Unix(listener) => SockRef::from(listener),
+        };
+        // It fails only on a socket that does not listen any more.
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
 /// A running server.
 pub struct NbdServer {
     graph: WeakGraph,
     options: ServerOptions,
     local: Option<SocketAddr>,
-    accepting: RefCell<Option<AbortHandle>>,
+    accepting: RefCell<Option<(Rc<Listener>, AbortHandle)>>,
     clients: Cell<u32>,
     /// Streams of clients that have not chosen an export yet.
     negotiating: RefCell<Vec<Weak<Stream>>>,
@@ -85,11 +97,9 @@ impl NbdServer {
             negotiating: RefCell::default(),
             left: Notify::new(),
         });
-        let task = tokio::task::spawn_local({
-            let server = server.clone();
-            async move { server.accept(listener).await }
-        });
-        *server.accepting.borrow_mut() = Some(task.abort_handle());
+        let listener = Rc::new(listener);
+        let task = tokio::task::spawn_local(server.clone().accept(listener.clone()));
+        *server.accepting.borrow_mut() = Some((listener, task.abort_handle()));
         Ok(server)
     }
 
@@ -101,9 +111,11 @@ impl NbdServer {
         }
     }
 
-    /// Accepts nobody any more.
+    /// Accepts nobody any more: who connects after this has returned is refused.
     pub(super) fn stop_listening(&self) {
-        if let Some(task) = self.accepting.borrow_mut().take() {
+        if let Some((listener, task)) = self.accepting.borrow_mut().take() {
+            // The task, which holds the socket too, ends only when its context runs it again.
+            listener.shut_down();
             task.abort();
             if let ListenAddress::Unix(path) = &self.options.address {
                 let _ = std::fs::remove_file(path);
@@ -120,13 +132,13 @@ impl NbdServer {
         }
     }
 
-    async fn accept(self: Rc<Self>, listener: Listener) {
+    async fn accept(self: Rc<Self>, listener: Rc<Listener>) {
         loop {
             let max = self.options.max_connections;
             while max != 0 && self.clients.get() >= max {
                 self.left.notified().await;
             }
-            let accepted = match &listener {
+            let accepted = match &*listener {
                 Listener::Tcp(l) => l.accept().await.and_then(|(s, _)| Stream::from_tcp(s)),
                 Listener::Unix(l) => l.accept().await.map(|(s, _)| Stream::Unix(s)),
             };

@@ -186,6 +186,23 @@ fn stopping_the_server_disconnects_clients_and_their_requests_fail_with_eio() {
 }
 
 #[test]
+fn a_server_that_was_stopped_refuses_connections_at_once_and_its_port_is_free() {
+    let (_dir, path) = image(1 << 20);
+    on_context(async {
+        let (graph, port) = serve(&path, true).await;
+        let exports = Exports::of(&graph);
+        exports.server_remove(&graph, "disk", RemoveMode::Safe).await.unwrap();
+        exports.server_stop(&graph).await.unwrap();
+        // Blocking, so that no task of the server's has run in between.
+        let refused = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+        let address = ListenAddress::Inet { host: "127.0.0.1".into(), port };
+        exports.server_start(&graph, ServerOptions::new(address)).await.unwrap();
+        exports.server_stop(&graph).await.unwrap();
+    });
+}
+
+#[test]
 fn writes_wait_while_the_exported_node_is_drained() {
     let (_dir, path) = image(1 << 20);
     on_context(async {

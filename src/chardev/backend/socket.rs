@@ -66,7 +66,10 @@ pub(super) async fn make(id: &str, options: ChardevSocket) -> Result<Backend> {
             let fd = listener.accept().await?;
             backend.link = Some(named(fd, &listener.address, protocol, true));
         }
-        backend.driver = Some(serve(Rc::new(listener), protocol));
+        let listener = Rc::new(listener);
+        // The driver, which holds the socket too, ends only when its context runs it again.
+        backend.keep = Some(Box::new(Listening(listener.clone())));
+        backend.driver = Some(serve(listener, protocol));
     } else if let Some(pause) = reconnect.filter(|p| !p.is_zero()) {
         backend.driver = Some(keep_connected(id.to_owned(), address, protocol, pause));
     } else {
@@ -79,6 +82,15 @@ pub(super) async fn make(id: &str, options: ChardevSocket) -> Result<Backend> {
 fn named(fd: OwnedFd, address: &SocketAddress, protocol: &str, server: bool) -> (Link, String) {
     let name = describe_connection(&fd, address, protocol, server);
     (Link::of_socket(fd), name)
+}
+
+/// Listens as long as its device is there.
+struct Listening(Rc<Listener>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 fn serve(listener: Rc<Listener>, protocol: &'static str) -> Driver {
