@@ -164,6 +164,7 @@ impl Player<'_> {
             (error, ..) => {
                 let mut answer = if error { reply["error"].take() } else { reply["return"].take() };
                 normalise(&mut answer, "");
+                sort_members(&mut answer);
                 lines.push(format!("<- {}", if error { serde_json::json!({"error": answer}) } else { answer }));
             }
         }
@@ -190,6 +191,7 @@ fn events(machine: &Machine, mark: &mut Mark) -> Vec<String> {
     let told = |event: &Event| {
         let mut value = serde_json::json!({"event": event.name, "data": event.data});
         normalise(&mut value, "");
+        sort_members(&mut value);
         format!("ev {value}")
     };
     new.iter().map(told).collect()
@@ -206,7 +208,20 @@ fn excuse(line: &str, excused: &[&str]) -> Option<String> {
     for pointer in excused.iter().filter_map(|e| e.split(' ').next()) {
         remove(&mut value, pointer);
     }
+    sort_members(&mut value);
     Some(format!("{kind}{value}"))
+}
+
+/// Members of an object have no order: whether `serde_json` keeps the one they came in depends on what else is built.
+fn sort_members(value: &mut Value) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(sort_members),
+        Value::Object(map) => {
+            map.values_mut().for_each(sort_members);
+            *map = std::mem::take(map).into_iter().collect::<BTreeMap<_, _>>().into_iter().collect();
+        }
+        _ => {}
+    }
 }
 
 /// Takes out what a pointer leads to; `*` means all elements.
