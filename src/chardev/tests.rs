@@ -221,11 +221,8 @@ fn a_listener_that_was_removed_frees_its_address_at_once() {
         for address in ["host=127.0.0.1,port=0".to_owned(), format!("path={}", path.display())] {
             made(&registry, "s", &format!("socket,{address},server=on,wait=off")).await;
             let name = filename(&registry, "s");
-            let address = if address.starts_with("host") {
-                format!("host=127.0.0.1,port={}", port_of(&name))
-            } else {
-                address
-            };
+            let address =
+                if address.starts_with("host") { format!("host=127.0.0.1,port={}", port_of(&name)) } else { address };
             // Nothing here lets the task of the first one run before the second listens.
             registry.remove("s").unwrap();
             made(&registry, "s", &format!("socket,{address},server=on,wait=off")).await;
