@@ -14,10 +14,12 @@ mod sync;
 pub mod tcg;
 mod threads;
 pub mod vmstate;
+pub mod walk;
 
 use lockstep_util::Result;
 
 pub use cpu_state::CpuState;
+pub use lockstep_cpu::{DebugControl, DebugStop, WatchKind, Watchpoint};
 pub use threads::{VcpuSet, install_kick_handler};
 
 /// Why a vCPU stopped running guest code.
@@ -31,6 +33,8 @@ pub enum VcpuEvent {
     SystemReset,
     /// See [`SystemReset`](Self::SystemReset).
     SystemShutdown,
+    /// A debugger's stop was reached.
+    Debug(DebugStop),
     /// The engine cannot go on; the text says why, the registers are as they were.
     InternalError(String),
 }
@@ -51,6 +55,20 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the engine refuses a value; registers may then be part old, part new.
     fn load(&mut self, state: &CpuState) -> Result<()>;
+    /// Changes registers.
+    ///
+    /// # Errors
+    /// As for [`save`](Self::save) and [`load`](Self::load).
+    fn update(&mut self, change: &mut dyn FnMut(&mut CpuState)) -> Result<()> {
+        let mut state = self.save()?;
+        change(&mut state);
+        self.load(&state)
+    }
+    /// Sets where to stop for a debugger, in place of what was set before.
+    ///
+    /// # Errors
+    /// When the engine cannot.
+    fn set_debug(&mut self, control: &DebugControl) -> Result<()>;
     /// Puts the vCPU in its state after power on.
     ///
     /// # Errors

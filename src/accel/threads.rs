@@ -1,7 +1,10 @@
 //! The vCPU threads and the gate that stops them.
 
 use std::{
-    sync::{Arc, Once},
+    sync::{
+        Arc, Once,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::{self, JoinHandle},
 };
 
@@ -62,6 +65,8 @@ struct Thread {
 
 struct Shared {
     gate: Gate,
+    /// vCPUs that stand though the gate is open.
+    frozen: Vec<AtomicBool>,
     on_event: Box<dyn Fn(usize, VcpuEvent) + Send + Sync>,
 }
 
@@ -76,7 +81,8 @@ impl VcpuSet {
         on_event: impl Fn(usize, VcpuEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
         install_kick_handler();
-        let shared = Arc::new(Shared { gate: Gate::new(cpus.len()), on_event: Box::new(on_event) });
+        let frozen = cpus.iter().map(|_| AtomicBool::new(false)).collect();
+        let shared = Arc::new(Shared { gate: Gate::new(cpus.len()), frozen, on_event: Box::new(on_event) });
         let mut set = Self { shared, cpus: vec![], threads: vec![] };
         for (index, cpu) in cpus.into_iter().enumerate() {
             let kick = cpu.kicker();
@@ -108,6 +114,11 @@ impl VcpuSet {
     /// Lets all vCPUs run.
     pub fn resume(&self) {
         self.shared.gate.open();
+    }
+
+    /// Has a vCPU stand from the next opening of the gate on, or run again from then on.
+    pub fn freeze(&self, index: usize, frozen: bool) {
+        self.shared.frozen[index].store(frozen, Ordering::SeqCst);
     }
 
     /// Whether the gate is open.
@@ -161,6 +172,10 @@ impl Shared {
     fn run(&self, index: usize, cpu: &Mutex<Box<dyn Vcpu>>) {
         let mut pass = Pass::default();
         while self.gate.enter(&mut pass) {
+            if self.frozen[index].load(Ordering::SeqCst) {
+                pass.hold();
+                continue;
+            }
             let event = {
                 let mut cpu = cpu.lock();
                 let event = loop {
@@ -185,10 +200,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{
-        atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc,
-    };
+    use std::sync::{atomic::AtomicU64, mpsc};
 
     use super::*;
     use crate::CpuState;
@@ -219,6 +231,9 @@ mod tests {
         }
         fn load(&mut self, state: &CpuState) -> Result<()> {
             self.count.store(state.rip, Ordering::SeqCst);
+            Ok(())
+        }
+        fn set_debug(&mut self, _: &crate::DebugControl) -> Result<()> {
             Ok(())
         }
         fn reset(&mut self) -> Result<()> {
@@ -256,6 +271,26 @@ mod tests {
             let stopped = now();
             assert_eq!(set.cpu(1).lock().save().unwrap().rip, stopped[1]);
             assert_eq!(now(), stopped);
+        }
+    }
+
+    #[test]
+    fn a_frozen_vcpu_stands_while_the_others_run() {
+        let counts: Vec<_> = (0..2).map(|_| Arc::new(AtomicU64::new(0))).collect();
+        let counter = |c: &Arc<AtomicU64>| Counter { count: c.clone(), fault: Arc::default(), kicked: Arc::default() };
+        let cpus = counts.iter().map(|c| Box::new(counter(c)) as Box<dyn Vcpu>).collect();
+        let set = VcpuSet::start(cpus, |_, e| panic!("{e:?}")).unwrap();
+        set.freeze(0, true);
+        set.resume();
+        while counts[1].load(Ordering::SeqCst) < 10 {
+            thread::yield_now();
+        }
+        set.pause();
+        assert_eq!(counts[0].load(Ordering::SeqCst), 0);
+        set.freeze(0, false);
+        set.resume();
+        while counts[0].load(Ordering::SeqCst) < 10 {
+            thread::yield_now();
         }
     }
 

@@ -242,6 +242,9 @@ impl Cpu {
         if self.bits != 2 && self.hot.gpr[gpr::RIP] > self.segs[seg::CS].limit.into() {
             return Err(self.gp());
         }
+        if self.has_breakpoints_at(address) {
+            return Ok(None);
+        }
         let physical = self.translate(address, Access::Exec)?;
         let Some(range) = self.range_of(physical) else { return Ok(None) };
         if range.last - (physical & !0xfff) < 0xfff || range.start > physical & !0xfff {

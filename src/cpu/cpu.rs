@@ -9,6 +9,7 @@ use iced_x86::Instruction;
 
 use crate::{
     block::{Block, CodePage, END, FAULT, Fast, JUMP_CACHE, Jump},
+    debug::{DebugStop, Debugging},
     fault::Reason,
     features::Features,
     host::Stubs,
@@ -30,6 +31,8 @@ pub enum Exit {
     Halted,
     /// The machine is to be reset.
     TripleFault,
+    /// A debugger wants to know.
+    Debug(DebugStop),
 }
 
 /// A processor of an x86-64 machine.
@@ -104,6 +107,8 @@ pub struct Cpu {
     /// Instructions are to be run one at a time: TF or breakpoints.
     pub(crate) single: bool,
     pub(crate) breakpoints: bool,
+    /// What a debugger outside the guest asks for, if there is one.
+    pub(crate) debugging: Option<Box<Debugging>>,
     /// Data breakpoints that the running instruction hits.
     pub(crate) watch_hit: u64,
     /// The next instruction is not interrupted (STI, MOV SS).
@@ -231,6 +236,7 @@ impl Cpu {
             next: 0,
             single: false,
             breakpoints: false,
+            debugging: None,
             watch_hit: 0,
             shadow: false,
             trap_after: false,
@@ -443,7 +449,7 @@ impl Cpu {
     }
 
     /// Runs the one instruction at `RIP`, without keeping it, with all that hangs on single instructions.
-    pub(crate) fn step(&mut self) -> Result<(), TripleFault> {
+    pub(crate) fn step_now(&mut self) -> Result<(), TripleFault> {
         let shadow = std::mem::take(&mut self.shadow);
         let trap = self.rest & flag::TF != 0;
         let rip = self.hot.gpr[gpr::RIP];
@@ -523,8 +529,16 @@ impl Cpu {
             self.link_way = 0;
             self.graveyard.clear();
         }
+        if self.link.clear(request::DEBUG) != 0
+            && let Some(stop) = self.take_debug_stop()
+        {
+            return Ok(Some(Exit::Debug(stop)));
+        }
         if self.link.clear(request::EXIT) != 0 {
             return Ok(Some(Exit::Kicked));
+        }
+        if self.debug_steps() && !self.halted && !self.wait_for_sipi {
+            return Ok(None);
         }
         if self.link.clear(request::INIT) != 0 {
             self.init();

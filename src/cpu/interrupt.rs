@@ -35,7 +35,7 @@ impl Cpu {
             }
             self.next = rip;
             let stack = self.hot.gpr[gpr::RSP];
-            if self.enter(v, code, Source::Exception).is_ok() {
+            if self.note_delivery(|cpu| cpu.enter(v, code, Source::Exception)).is_ok() {
                 self.hot.gpr[gpr::RIP] = self.next;
                 return Ok(());
             }
@@ -62,7 +62,7 @@ impl Cpu {
         self.next = self.hot.gpr[gpr::RIP];
         let stack = self.hot.gpr[gpr::RSP];
         for _ in 0..4 {
-            match self.enter(v, None, Source::External) {
+            match self.note_delivery(|cpu| cpu.enter(v, None, Source::External)) {
                 Ok(()) => {
                     self.hot.gpr[gpr::RIP] = self.next;
                     return Ok(());
@@ -382,7 +382,7 @@ impl Cpu {
             self.interrupt_waits = false;
             self.link.raise(crate::platform::request::INTERRUPT);
         }
-        self.single = self.rest & flag::TF != 0 || self.breakpoints;
+        self.single = self.rest & flag::TF != 0 || self.breakpoints || self.debug_steps();
     }
 
     fn unmask_nmi(&mut self) {

@@ -9,6 +9,7 @@ mod alu;
 mod arena;
 mod block;
 mod cpu;
+mod debug;
 mod decode;
 mod execute;
 mod fault;
@@ -34,6 +35,7 @@ mod task;
 mod tests;
 
 pub use cpu::{Cpu, Exit};
+pub use debug::{DebugControl, DebugStop, WatchKind, Watchpoint};
 pub use features::supported_cpuid;
 pub use jit::Engine;
 pub use machine::Machine;

@@ -149,10 +149,12 @@ impl Cpu {
         let room = 0x1000 - (address & 0xfff);
         if room >= size.into() {
             let physical = self.translate(address, Access::Read)?;
+            self.watch(address, size, false)?;
             return Ok(self.physical_load(physical, size));
         }
         let first = self.translate(address, Access::Read)?;
         let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Read)?;
+        self.watch(address, size, false)?;
         let mut value = 0;
         for i in 0..u64::from(size) {
             let at = if i < room { first + i } else { second + (i - room) };
@@ -167,11 +169,13 @@ impl Cpu {
         let room = 0x1000 - (address & 0xfff);
         let first = self.translate(address, Access::Write)?;
         if room >= size.into() {
+            self.watch(address, size, true)?;
             self.before_code_write(first, size)?;
             self.physical_store(first, size, value);
             return Ok(());
         }
         let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Write)?;
+        self.watch(address, size, true)?;
         self.before_code_write(first, room as u32)?;
         self.before_code_write(second, size - room as u32)?;
         for i in 0..u64::from(size) {
@@ -185,11 +189,14 @@ impl Cpu {
     pub(crate) fn probe_write(&mut self, address: u64, len: u64) -> R<()> {
         let physical = self.translate(address, Access::Write)?;
         let room = 0x1000 - (address & 0xfff);
-        self.before_code_write(physical, len.min(room) as u32)?;
         if len > room {
             let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Write)?;
-            self.before_code_write(second, (len - room) as u32)?;
+            self.watch(address, len as u32, true)?;
+            self.before_code_write(physical, room as u32)?;
+            return self.before_code_write(second, (len - room) as u32);
         }
+        self.watch(address, len as u32, true)?;
+        self.before_code_write(physical, len as u32)?;
         Ok(())
     }
 
@@ -279,6 +286,7 @@ impl Cpu {
         let physical_page = walk.physical & PAGE;
         let apic = self.apic_page == physical_page;
         let journaling = self.checker.journal.is_some();
+        let watched = if self.is_watched(page) { SLOW } else { 0 };
         let range = if apic { None } else { self.range_of(physical_page) };
         let (addend, slow, slow_write) = match range {
             Some(r) => {
@@ -305,10 +313,10 @@ impl Cpu {
         self.tlb_physical[self.mmu][index] = physical_page | if walk.global { GLOBAL } else { 0 };
         entry.addend = addend;
         if walk.readable {
-            entry.read = page | slow;
+            entry.read = page | slow | watched;
         }
         if walk.writable_now {
-            entry.write = page | if slow_write { SLOW } else { 0 };
+            entry.write = page | if slow_write { SLOW } else { watched };
         }
         if walk.executable {
             entry.exec = page | slow;

@@ -64,6 +64,8 @@ pub mod request {
     pub const FLUSH: u32 = 1 << 5;
     /// Another processor or a device wrote to code.
     pub const CODE: u32 = 1 << 6;
+    /// A debugger's stop was reached.
+    pub const DEBUG: u32 = 1 << 7;
     /// What ends a HLT.
     pub const WAKES: u32 = EXIT | INTERRUPT | NMI | INIT | SIPI;
 }

@@ -3,6 +3,7 @@
 pub mod cmdline;
 pub mod colo_net;
 pub mod drive;
+mod gdb;
 pub mod machine;
 pub mod machine_options;
 pub mod migration;

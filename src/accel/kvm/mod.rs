@@ -3,6 +3,7 @@
 //! The interrupt controllers and the interval timer are the kernel's. One code path serves hosts with VMX or SVM and
 //! `kvm-pvm`, where a guest that knows it can run without either.
 
+mod debug;
 mod fallback;
 mod irqchip;
 mod kvmclock;
@@ -137,7 +138,10 @@ impl KvmMachine {
         fd.set_cpuid2(&list).map_err(|e| kvm_error("kvm_arch_init_vcpu: KVM_SET_CPUID2", e))?;
         self.set_up_machine_checks(&fd);
         let software = self.software.get().cloned();
-        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, self.msr_indices.clone(), memory.clone(), ports.clone(), software)?))
+        let (memory, ports) = (memory.clone(), ports.clone());
+        let debug_flags = self.vm.check_extension_raw(debug::CAP_SET_GUEST_DEBUG2).max(0) as u32;
+        let msrs = self.msr_indices.clone();
+        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, msrs, memory, ports, software, debug_flags)?))
     }
 
     /// Gives a vCPU the banks of machine checks that all have. A host without them has none to report.

@@ -10,12 +10,13 @@ use std::{
 };
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_HALTED,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_INTERNAL_ERROR_EMULATION, KVM_MP_STATE_HALTED,
     KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED,
     KVM_SYSTEM_EVENT_RESET, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW,
-    KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state,
-    kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
+    KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM, Msrs, kvm_cpuid_entry2, kvm_debug_exit_arch,
+    kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events,
+    kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use lockstep_hw::core::{IoCpu, IoRegisters, set_io_cpu};
@@ -23,11 +24,12 @@ use lockstep_memory::AddressSpace;
 use lockstep_util::{Result, err};
 
 use super::{
+    debug,
     fallback::{self, Fallback},
     kvm_error,
 };
 use crate::{
-    Vcpu, VcpuEvent,
+    DebugControl, DebugStop, Vcpu, VcpuEvent,
     cpu_state::{CpuState, FpuState, MpState, PendingEvents, Segment, TableRegister, msr},
     threads::set_immediate_exit_flag,
 };
@@ -66,6 +68,10 @@ pub struct KvmVcpu {
     software: Option<Arc<lockstep_cpu::Machine>>,
     /// The last exit was I/O whose instruction the kernel has yet to complete.
     io_pending: bool,
+    /// A debugger's wishes.
+    debug: DebugControl,
+    /// Flags of `KVM_SET_GUEST_DEBUG` that the host has.
+    debug_flags: u32,
 }
 
 impl KvmVcpu {
@@ -77,6 +83,7 @@ impl KvmVcpu {
         memory: AddressSpace,
         ports: AddressSpace,
         software: Option<Arc<lockstep_cpu::Machine>>,
+        debug_flags: u32,
     ) -> Result<Self> {
         let exit_wanted = Arc::new(AtomicBool::new(false));
         let eax = |function| cpuid.iter().find(|e| e.function == function).map(|e| e.eax);
@@ -95,6 +102,8 @@ impl KvmVcpu {
             fallback: None,
             software,
             io_pending: false,
+            debug: DebugControl::default(),
+            debug_flags,
         };
         // Only MSRs that can be read are moved: some hosts list ones that they refuse.
         let readable = cpu.msr_indices.iter().copied().filter(|&i| cpu.read_msrs(&[i]).is_ok_and(|v| v.len() == 1));
@@ -205,6 +214,17 @@ impl KvmVcpu {
                 self.do_mmio();
                 None
             }
+            KVM_EXIT_DEBUG => {
+                // SAFETY: the exit reason says that this member is the valid one.
+                let exit = unsafe { run.__bindgen_anon_1.debug.arch };
+                match debug::stop(&self.debug, &exit) {
+                    Some(stop) => Some(VcpuEvent::Debug(stop)),
+                    None => match self.give_back_exception(&exit) {
+                        Ok(()) => None,
+                        Err(e) => Some(VcpuEvent::InternalError(format!("{}\n", e.message()))),
+                    },
+                }
+            }
             KVM_EXIT_SHUTDOWN => Some(VcpuEvent::TripleFault),
             KVM_EXIT_SYSTEM_EVENT => {
                 // SAFETY: the exit reason says that this member is the valid one.
@@ -216,6 +236,8 @@ impl KvmVcpu {
                 let internal = unsafe { run.__bindgen_anon_1.internal };
                 if internal.suberror == KVM_INTERNAL_ERROR_EMULATION {
                     match self.execute_for_kernel() {
+                        // The kernel has not seen the step.
+                        Ok(Some(None)) if self.debug.step => return Some(VcpuEvent::Debug(DebugStop::Step)),
                         Ok(Some(event)) => return event,
                         Ok(None) => {}
                         Err(e) => tracing::error!("the software CPU cannot step in: {e}"),
@@ -378,6 +400,20 @@ impl KvmVcpu {
         Ok(Some(None))
     }
 
+    /// An exception that the kernel showed to a debugger was the guest's own.
+    fn give_back_exception(&self, exit: &kvm_debug_exit_arch) -> Result<()> {
+        let mut events = self.fd.get_vcpu_events().map_err(|e| kvm_error("KVM_GET_VCPU_EVENTS", e))?;
+        events.exception.injected = 1;
+        events.exception.nr = exit.exception as u8;
+        events.exception.has_error_code = 0;
+        if exit.exception == debug::DB {
+            let mut registers = self.fd.get_debug_regs().map_err(|e| kvm_error("KVM_GET_DEBUGREGS", e))?;
+            registers.dr6 = exit.dr6;
+            self.fd.set_debug_regs(&registers).map_err(|e| kvm_error("KVM_SET_DEBUGREGS", e))?;
+        }
+        self.fd.set_vcpu_events(&events).map_err(|e| kvm_error("KVM_SET_VCPU_EVENTS", e))
+    }
+
     /// Gives the kernel what is not as it was.
     fn load_changes(&self, before: &CpuState, after: &CpuState) -> Result<()> {
         let special =
@@ -485,6 +521,20 @@ impl Vcpu for KvmVcpu {
         };
         self.fd.set_mp_state(kvm_mp_state { mp_state }).map_err(|e| kvm_error("KVM_SET_MP_STATE", e))?;
         self.io_pending = false;
+        Ok(())
+    }
+
+    fn update(&mut self, change: &mut dyn FnMut(&mut CpuState)) -> Result<()> {
+        let before = self.save()?;
+        let mut after = before.clone();
+        change(&mut after);
+        self.load_changes(&before, &after)
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<()> {
+        let request = debug::request(control, self.debug_flags)?;
+        self.fd.set_guest_debug(&request).map_err(|e| kvm_error("KVM_SET_GUEST_DEBUG", e))?;
+        self.debug = control.clone();
         Ok(())
     }
 

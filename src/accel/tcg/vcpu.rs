@@ -10,7 +10,7 @@ use super::{
     platform::TcgPlatform,
 };
 use crate::{
-    CpuState, Vcpu, VcpuEvent,
+    CpuState, DebugControl, Vcpu, VcpuEvent,
     cpu_state::{MpState, msr},
 };
 
@@ -38,6 +38,7 @@ impl Vcpu for TcgVcpu {
                 Exit::Kicked => return VcpuEvent::Kicked,
                 Exit::Halted => self.cpu.wait(),
                 Exit::TripleFault => return VcpuEvent::TripleFault,
+                Exit::Debug(stop) => return VcpuEvent::Debug(stop),
             }
         }
     }
@@ -73,6 +74,11 @@ impl Vcpu for TcgVcpu {
             value => value.wrapping_sub(self.cpu.tsc_offset()).max(1),
         };
         self.platform.set_deadline(deadline);
+        Ok(())
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<()> {
+        self.cpu.set_debug(control);
         Ok(())
     }
 

@@ -81,6 +81,8 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("debugcon", "debugcon dev", "debug port 0xe9 on a character device"),
     takes("pidfile", "pidfile file", "write the process id to a file"),
     flag("S", "do not start the guest at once ('cont' starts it)"),
+    takes("gdb", "gdb dev", "wait for gdb on a character device"),
+    flag("s", "shorthand for -gdb tcp::1234"),
     takes("L", "L path", "folder of firmware images, searched first"),
     flag("no-reboot", "exit instead of rebooting"),
     flag("no-shutdown", "stop instead of exiting when the guest powers off"),

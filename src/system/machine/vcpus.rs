@@ -93,11 +93,11 @@ fn create_tcg(vm: &Rc<Vm>, tcg: &Arc<TcgMachine>, model: &CpuModel) -> Result<Cp
 fn start(vm: &Rc<Vm>, cpus: Vec<Box<dyn Vcpu>>) -> Result<VcpuSet> {
     let weak = Arc::new(Local::new(Rc::downgrade(vm)));
     let main = vm.main.clone();
-    let set = VcpuSet::start(cpus, move |_, event| {
+    let set = VcpuSet::start(cpus, move |index, event| {
         let vm = weak.clone();
         main.spawn(move || async move {
             if let Some(vm) = vm.get().upgrade() {
-                on_event(&vm, event).await;
+                on_event(&vm, index, event).await;
             }
         });
     })?;
@@ -121,9 +121,16 @@ fn start(vm: &Rc<Vm>, cpus: Vec<Box<dyn Vcpu>>) -> Result<VcpuSet> {
 }
 
 /// What a vCPU could not handle itself.
-async fn on_event(vm: &Rc<Vm>, event: VcpuEvent) {
+async fn on_event(vm: &Rc<Vm>, index: usize, event: VcpuEvent) {
     match event {
         VcpuEvent::Kicked => {}
+        // Another one may have stopped the guest already.
+        VcpuEvent::Debug(stop) => {
+            if vm.is_running() {
+                vm.debugger.note_stop(index, stop);
+                vm.stop(RunState::Debug).await;
+            }
+        }
         VcpuEvent::TripleFault | VcpuEvent::SystemReset => {
             vm.handle_request(MachineRequest::Reset(ResetCause::GuestReset)).await;
         }

@@ -15,6 +15,7 @@ use lockstep_util::{Result, bail, err, fds, report};
 use crate::{
     cmdline::{CommandLine, Occurrence, parameters},
     drive::{Interface, Media},
+    gdb,
     machine::Defaults,
     machine_options::MachineKind,
     objects, qtest,
@@ -222,6 +223,21 @@ pub(super) fn display(line: &CommandLine) -> Result<()> {
             let kind = o.value.split(',').next().unwrap_or_default();
             return Err(o.locate(err!("Parameter 'type' does not accept value '{kind}'")));
         }
+    }
+    Ok(())
+}
+
+/// `-gdb`, `-s`.
+pub(super) async fn debuggers(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.iter() {
+        let device = match o.name {
+            "gdb" => o.value.as_str(),
+            "s" => gdb::DEFAULT_DEVICE,
+            _ => continue,
+        };
+        let location = if o.name == "s" { format!("-gdb {device}") } else { o.location.clone() };
+        let started = report::located(&location, gdb::start(vm, device)).await;
+        started.map_err(|e| e.prepend(format_args!("{location}: ")))?;
     }
     Ok(())
 }

@@ -26,6 +26,7 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     drive::Drives,
+    gdb::Debugger,
     machine::Pc,
     machine_options::{MachineKind, MachineOptions},
     monitor::qmp::Monitors,
@@ -73,6 +74,8 @@ pub struct Vm {
     pub objects: Objects,
     /// Drives.
     pub drives: Drives,
+    /// gdb, if it is there.
+    pub debugger: Debugger,
     /// The options of the machine.
     pub options: MachineOptions,
     /// What runs the guest.
@@ -133,6 +136,7 @@ impl Vm {
             monitor_thread: OnceCell::new(),
             kept: RefCell::default(),
             drives: Drives::default(),
+            debugger: Debugger::default(),
             options,
             accelerator,
             vcpus: OnceCell::new(),

@@ -2,6 +2,7 @@
 
 mod colo;
 mod devices;
+mod gdb;
 mod guest;
 mod migration;
 mod qtest;

@@ -155,6 +155,11 @@ impl Vm {
     /// Kills it as a crash of its host would.
     pub fn crash(self) {}
 
+    /// Waits until the VM has ended by itself.
+    pub fn wait_for_exit(&mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("a status")
+    }
+
     /// Asks until it is so.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let end = Instant::now() + PATIENCE;

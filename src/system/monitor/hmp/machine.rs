@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use lockstep_qapi::schema::{RunState, ShutdownCause};
-use lockstep_util::{Result, err};
+use lockstep_util::{Result, err, report};
 
 use super::{Args, HmpCommand, args::Param, prefixed, registers};
 use crate::{
-    QEMU_VERSION,
+    QEMU_VERSION, gdb,
     objects::{IoThreadObject, LocalFuture},
     qmp::client,
     vm::{Accelerator, Vm},
@@ -24,6 +24,13 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
         usage: "closefd name",
         help: "close a file descriptor previously passed via SCM rights",
         run: closefd,
+    },
+    HmpCommand {
+        names: "gdbserver",
+        params: &[Param::OptionalWord("device")],
+        usage: "[device]",
+        help: "start gdbserver on given device (default 'tcp::1234'), stop with 'none'",
+        run: gdbserver,
     },
     HmpCommand {
         names: "getfd",
@@ -60,6 +67,21 @@ pub(super) static INFO: &[HmpCommand] = &[
 
 fn closefd<'a>(_: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move { client().and_then(|c| c.close(args.word("fdname"))).map_err(prefixed) })
+}
+
+fn gdbserver<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let device = args.get("device").unwrap_or(gdb::DEFAULT_DEVICE);
+        match gdb::start(vm, device).await {
+            Ok(()) if device == "none" => out.push_str("Disabled gdbserver\n"),
+            Ok(()) => out.push_str(&format!("Waiting for gdb connection on device '{device}'\n")),
+            Err(e) => {
+                report::warn(e.message());
+                out.push_str(&format!("Could not open gdbserver on device '{device}'\n"));
+            }
+        }
+        Ok(())
+    })
 }
 
 fn getfd<'a>(_: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
