@@ -59,6 +59,16 @@ impl Arena {
         }
     }
 
+    /// Has code that was added jump elsewhere from its first byte on. It must be 5 bytes long at least, and not run now.
+    pub fn redirect(&mut self, address: u64, to: u64) {
+        let Some(at) = address.checked_sub(self.run.as_ptr() as u64) else { return };
+        if at as usize + 5 <= self.used {
+            // SAFETY: inside the mapping, see above.
+            unsafe { self.write.as_ptr().add(at as usize).write(0xe9) };
+            self.patch(address + 1, to.wrapping_sub(address + 5) as i32);
+        }
+    }
+
     /// Copies code in; gives its address, or nothing when the arena is full.
     pub fn add(&mut self, code: &[u8]) -> Option<*const u8> {
         let at = self.used.next_multiple_of(16);

@@ -112,6 +112,14 @@ impl Block {
     }
 }
 
+impl Block {
+    /// Whether there is machine code for a page's address and a privilege context that has no cells.
+    pub fn needs_quickening(&self, page: u64, mmu: usize) -> bool {
+        let mut all = self.translations.iter().filter(|t| t.rip & !0xfff == page && t.mmu == mmu);
+        all.next().is_some_and(|t| !t.is_quick())
+    }
+}
+
 /// A memory operand, for data breakpoints.
 pub(crate) struct Watch {
     pub len: u8,
@@ -126,6 +134,26 @@ pub(crate) struct CodePage {
     pieces: u64,
     /// Pages whose last instruction ends here.
     neighbours: Vec<u64>,
+    /// Which 64-byte pieces are parts of loops.
+    loops: u64,
+}
+
+impl CodePage {
+    /// Notes that a loop lies there.
+    pub fn quicken(&mut self, first: u64, last: u64) {
+        self.loops |= pieces(first, last - first + 1);
+    }
+
+    /// Whether a loop lies there.
+    pub fn is_quick(&self, at: u64) -> bool {
+        self.loops & pieces(at, 1) != 0
+    }
+
+    /// The blocks of 64-bit code that begin there.
+    pub fn blocks_between(&self, first: u64, last: u64) -> impl Iterator<Item = &Block> {
+        let keys = (first as u32 | 2 << 12)..=(last as u32 | 2 << 12);
+        self.blocks.iter().filter(move |(k, _)| keys.contains(k)).map(|(_, b)| &**b)
+    }
 }
 
 /// A cheap hash for addresses.
@@ -446,7 +474,7 @@ impl Cpu {
                 }
             }
         }
-        self.generation += 1;
+        self.new_generation();
         self.code_generation += 1;
     }
 
@@ -455,9 +483,16 @@ impl Cpu {
         for (_, page) in self.code.iter_mut() {
             self.graveyard.push(std::mem::take(page));
         }
-        self.generation += 1;
+        self.reset_cells();
+        self.new_generation();
         self.code_generation += 1;
         self.block_count = 0;
+    }
+
+    /// What is cached of translations and code is stale from now on.
+    pub(crate) fn new_generation(&mut self) {
+        self.generation += 1;
+        self.forget_cells();
     }
 
     /// Takes note of what others wrote to code.

@@ -14,9 +14,9 @@ use crate::{
     features::Features,
     host::Stubs,
     interrupt::TripleFault,
-    jit::{Checker, Engine, Shared, Translator},
+    jit::{CELLS, Cell, Checker, Engine, Shared, Translator},
     machine::{Machine, RamRange},
-    mem::{TLB_SIZE, TlbEntry, mmu},
+    mem::{Filled, TLB_SIZE, TlbEntry, mmu},
     msr::Msrs,
     platform::{CpuLink, CpuidLeaf, Platform, request},
     state::{Hot, Segment, Table, flag, gpr, seg},
@@ -68,6 +68,8 @@ pub struct Cpu {
 
     /// In place, so that generated code reaches it by a constant distance.
     pub(crate) tlb: [[TlbEntry; TLB_SIZE]; mmu::COUNT],
+    /// The pages that accesses of generated code met last.
+    pub(crate) cells: [Cell; CELLS],
     pub(crate) tlb_physical: Box<[[u64; TLB_SIZE]; mmu::COUNT]>,
     /// Region (base, mask) that large pages are cached of; mask 0 is none.
     pub(crate) large: (u64, u64),
@@ -76,7 +78,7 @@ pub struct Cpu {
     /// Counts drops of code only.
     pub(crate) code_generation: u64,
     /// Entries of each translation cache that were filled since it was emptied.
-    pub(crate) filled: [Vec<u16>; mmu::COUNT],
+    pub(crate) filled: [Filled; mmu::COUNT],
     pub(crate) ranges: Vec<RamRange>,
     pub(crate) last_range: usize,
     /// Former maps, kept until no instruction can hold an address in them.
@@ -208,6 +210,7 @@ impl Cpu {
             bits: 0,
             mmu: 0,
             tlb: [[TlbEntry::EMPTY; TLB_SIZE]; mmu::COUNT],
+            cells: [Cell::EMPTY; CELLS],
             tlb_physical: Box::new([[0; TLB_SIZE]; mmu::COUNT]),
             large: (0, 0),
             generation: 0,
@@ -519,6 +522,7 @@ impl Cpu {
     /// Does what was asked. An exit ends `run`.
     #[cold]
     fn service(&mut self) -> Result<Option<Exit>, TripleFault> {
+        self.renew_cells();
         if self.link.pending() & request::FLUSH != 0 {
             self.reload_map();
             self.old_ranges.clear();

@@ -24,8 +24,6 @@ pub(crate) mod mmu {
 /// In a tag: accesses go the slow way (registers, ROM, pages with code, logged pages). A bit of the offset in a page, above those
 /// that generated code leaves in to check an operand's alignment.
 const SLOW: u64 = 1 << 11;
-/// In a physical address of the cache: the page is global, a new CR3 leaves it.
-const GLOBAL: u64 = 1;
 const PAGE: u64 = !0xfff;
 const NONE: u64 = u64::MAX;
 
@@ -42,6 +40,41 @@ pub(crate) struct TlbEntry {
 
 impl TlbEntry {
     pub const EMPTY: Self = Self { read: NONE, write: NONE, exec: NONE, addend: 0 };
+}
+
+/// Which entries of a translation cache are in use.
+#[derive(Default)]
+pub(crate) struct Filled {
+    /// By entry: it was filled since it was last emptied.
+    used: [u64; TLB_SIZE / 64],
+    /// By entry: the page is global, a new CR3 leaves it.
+    global: [u64; TLB_SIZE / 64],
+}
+
+impl Filled {
+    fn note(&mut self, index: usize, global: bool) {
+        let (word, bit) = (index / 64, 1 << (index % 64));
+        self.used[word] |= bit;
+        if global {
+            self.global[word] |= bit;
+        } else {
+            self.global[word] &= !bit;
+        }
+    }
+
+    /// The entries in use, which are empty from now on; those of global pages only if asked for.
+    fn take(&mut self, global: bool) -> impl Iterator<Item = usize> {
+        self.used.iter_mut().zip(&self.global).enumerate().flat_map(move |(word, (used, kept))| {
+            let keep = if global { 0 } else { *kept };
+            let mut bits = *used & !keep;
+            *used &= keep;
+            std::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+                bits &= bits - 1;
+                Some(word * 64 + bit)
+            })
+        })
+    }
 }
 
 /// What an access does.
@@ -269,7 +302,7 @@ impl Cpu {
             Access::Exec => entry.exec,
         };
         if tag & !SLOW == address & PAGE && tag != NONE {
-            return Ok(self.tlb_physical[self.mmu][index] & PAGE | address & 0xfff);
+            return Ok(self.tlb_physical[self.mmu][index] | address & 0xfff);
         }
         self.fill(address, access)
     }
@@ -301,16 +334,14 @@ impl Cpu {
         }
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
         let entry = &mut self.tlb[self.mmu][index];
-        if [entry.read, entry.write, entry.exec] == [NONE; 3] {
-            self.filled[self.mmu].push(index as u16);
-        }
+        self.filled[self.mmu].note(index, walk.global);
         let same = |tag: u64| tag != NONE && tag & !SLOW == page;
         if !(same(entry.read) || same(entry.write) || same(entry.exec))
-            || self.tlb_physical[self.mmu][index] & PAGE != physical_page
+            || self.tlb_physical[self.mmu][index] != physical_page
         {
             *entry = TlbEntry::EMPTY;
         }
-        self.tlb_physical[self.mmu][index] = physical_page | if walk.global { GLOBAL } else { 0 };
+        self.tlb_physical[self.mmu][index] = physical_page;
         entry.addend = addend;
         if walk.readable {
             entry.read = page | slow | watched;
@@ -445,10 +476,10 @@ impl Cpu {
     /// Forgets all translations.
     pub(crate) fn flush_tlb(&mut self) {
         for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
-            filled.drain(..).for_each(|i| tlb[usize::from(i)] = TlbEntry::EMPTY);
+            filled.take(true).for_each(|i| tlb[i] = TlbEntry::EMPTY);
         }
         self.large = (0, 0);
-        self.generation += 1;
+        self.new_generation();
     }
 
     /// Forgets what a new CR3 makes invalid: translations of pages that are not global.
@@ -456,21 +487,10 @@ impl Cpu {
         if self.cr4 & cr::CR4_PGE == 0 {
             return self.flush_tlb();
         }
-        for ((tlb, filled), physical) in self.tlb.iter_mut().zip(&mut self.filled).zip(self.tlb_physical.iter()) {
-            filled.retain(|&i| {
-                let i = usize::from(i);
-                let entry = &mut tlb[i];
-                let keep = physical[i] & GLOBAL != 0 && [entry.read, entry.write, entry.exec] != [NONE; 3];
-                if !keep {
-                    *entry = TlbEntry::EMPTY;
-                }
-                keep
-            });
-            // Entries that were emptied one by one and filled again are there twice.
-            filled.sort_unstable();
-            filled.dedup();
+        for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
+            filled.take(false).for_each(|i| tlb[i] = TlbEntry::EMPTY);
         }
-        self.generation += 1;
+        self.new_generation();
     }
 
     /// Forgets the translation of one page.
@@ -479,18 +499,15 @@ impl Cpu {
             return self.flush_tlb();
         }
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
-        for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
+        for tlb in &mut self.tlb {
             tlb[index] = TlbEntry::EMPTY;
-            if filled.len() > 4 * TLB_SIZE {
-                filled.sort_unstable();
-                filled.dedup();
-            }
         }
-        self.generation += 1;
+        self.new_generation();
     }
 
     /// Drops write permission of a host page everywhere: it has code now.
     pub(crate) fn protect_host_page(&mut self, host_page: u64) {
+        self.forget_cells();
         for tlb in self.tlb.iter_mut() {
             for entry in tlb.iter_mut() {
                 if entry.write != NONE

@@ -36,16 +36,20 @@ impl Mem {
 #[allow(missing_docs)]
 pub(super) mod ext {
     pub const ADD: u8 = 0;
+    pub const OR: u8 = 1;
     pub const AND: u8 = 4;
     pub const SUB: u8 = 5;
+    pub const XOR: u8 = 6;
     pub const CMP: u8 = 7;
     pub const SHL: u8 = 4;
     pub const SHR: u8 = 5;
     pub const SAR: u8 = 7;
+    pub const B: u8 = 2;
     pub const AE: u8 = 3;
     pub const E: u8 = 4;
     pub const NE: u8 = 5;
     pub const BE: u8 = 6;
+    pub const S: u8 = 8;
 }
 
 /// A place in the code that is not known yet.

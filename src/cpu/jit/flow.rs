@@ -2,10 +2,14 @@
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use crate::{execute::condition_code, state::gpr};
+use crate::{
+    execute::condition_code,
+    mem::mmu,
+    state::{flag, gpr},
+};
 
 use super::{
-    asm::{Mem, r},
+    asm::{Mem, ext, r},
     insn::{Access, Ea},
     layout::{self, HOST, IN_MEMORY},
     translate::{TooHard, Tx},
@@ -27,6 +31,10 @@ impl Tx<'_> {
             return Ok(true);
         }
         match insn.code() {
+            Code::Stac | Code::Clac => {
+                self.suspend_smap(insn.code() == Code::Stac)?;
+                return Ok(true);
+            }
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
                 self.save_flags();
                 self.exit(0, insn.near_branch64());
@@ -76,6 +84,28 @@ impl Tx<'_> {
             _ => return Err(TooHard),
         }
         Ok(true)
+    }
+
+    /// STAC and CLAC in supervisor mode, with SMAP: the code that follows is that of another privilege context.
+    fn suspend_smap(&mut self, suspend: bool) -> Result<(), TooHard> {
+        let (from, to) = if suspend { (mmu::KERNEL, mmu::KERNEL_AC) } else { (mmu::KERNEL_AC, mmu::KERNEL) };
+        // With AC set already nothing changes; without SMAP the contexts are as one.
+        if self.mmu != from || !self.smap {
+            return Err(TooHard);
+        }
+        self.spoil_flags();
+        self.supervisor_only();
+        self.a.op_mem(true, &[], true, &[0x81], if suspend { ext::OR } else { ext::AND }, Mem::at(layout::REST));
+        self.a.imm32(if suspend { flag::AC as i32 } else { !(flag::AC as i32) });
+        for (at, bits) in [(layout::MMU, 0), (layout::KEY, 2), (layout::BLOCK_KEY, 2)] {
+            self.a.op_mem(true, &[], true, &[0x83], ext::XOR, Mem::at(at));
+            self.a.bytes(&[((from ^ to) << bits) as u8]);
+        }
+        self.a.op_mem(true, &[], true, &[0xc7], 0, Mem::at(layout::TLB_DISTANCE));
+        self.a.imm32(layout::tlb(to));
+        self.a.constant(r::R11, self.next);
+        self.look_up();
+        Ok(())
     }
 
     /// Stores the address behind the instruction.

@@ -9,9 +9,10 @@ use crate::{
 };
 
 use super::{
-    asm::{Mem, ext, r},
+    asm::{Fixup, Mem, ext, r},
     layout::{self, HOST, IN_MEMORY},
-    translate::{TooHard, Tx},
+    stubs,
+    translate::{ColdCell, TooHard, Tx},
 };
 
 type Result<T> = std::result::Result<T, TooHard>;
@@ -231,6 +232,19 @@ impl Tx<'_> {
                 self.a.imm32(!(flag::IF as i32));
                 return Ok(());
             }
+            M::Sti => {
+                self.spoil_flags();
+                self.supervisor_only();
+                stubs::test_byte(&mut self.a, layout::INTERRUPT_WAITS, 0xff);
+                self.miss();
+                // BTS [rest], 9; the next instruction is not interrupted if this one did it.
+                self.a.op_mem(true, &[], true, &[0x0f, 0xba], 5, Mem::at(layout::REST));
+                self.a.bytes(&[flag::IF.trailing_zeros() as u8]);
+                let was = self.a.jcc(ext::B);
+                stubs::set_byte(&mut self.a, layout::SHADOW, 1);
+                self.a.land(was);
+                return Ok(());
+            }
             M::Swapgs => {
                 self.spoil_flags();
                 self.supervisor_only();
@@ -255,7 +269,7 @@ impl Tx<'_> {
     }
 
     /// To the slow way unless the privilege level is 0.
-    fn supervisor_only(&mut self) {
+    pub fn supervisor_only(&mut self) {
         self.a.op_mem(true, &[], false, &[0x80], ext::CMP, Mem::at(layout::CPL));
         self.a.bytes(&[0]);
         self.miss();
@@ -519,6 +533,10 @@ impl Tx<'_> {
                 }
             });
         }
+        if let Some(cell) = self.cells.filter(|&n| n < super::CELLS) {
+            self.cells = Some(cell + 1);
+            return Ok(self.probe_cell(ea, access, cell));
+        }
         let mask = -4096 | (access.align - 1);
         let last = if access.align > 1 { 0 } else { last };
         let simple = ea.simple().filter(|_| ea.disp.checked_add(last).is_some());
@@ -555,6 +573,66 @@ impl Tx<'_> {
             self.compute(ea);
         }
         Ok(Mem::sum(r::RAX, r::R11, 0))
+    }
+
+    /// As [`probe`](Self::probe), with a cell: the page must be the one that this access met last, or it is looked up out of the way.
+    fn probe_cell(&mut self, ea: &Ea, access: Access, cell: usize) -> Mem {
+        let tag = self.tlb + if access.write { layout::TAG_WRITE } else { layout::TAG_READ };
+        let last = if access.align > 1 { 0 } else { access.size - 1 };
+        let simple = ea.simple().filter(|_| ea.disp.checked_add(last).is_some()).map(|base| (base, ea.disp));
+        if let Some((base, disp)) = simple {
+            self.a.lea(r::R11, Mem::base(base, disp + last));
+        } else {
+            self.compute(ea);
+            self.a.mov(r::RAX, r::R11);
+            if last != 0 {
+                self.a.lea(r::R11, Mem::base(r::R11, last));
+            }
+        }
+        let at = layout::cell(cell);
+        self.a.alu(true, ext::AND, r::R11, -4096 | (access.align - 1));
+        self.a.op_mem(true, &[], true, &[0x03], r::R11, Mem::at(layout::EPOCH));
+        self.a.op_mem(true, &[], true, &[0x3b], r::R11, Mem::at(at + layout::CELL_TAG));
+        let from = self.a.jcc(ext::NE);
+        if simple.is_some() {
+            self.a.load_gs(r::RAX, at + layout::CELL_ADDEND);
+        } else {
+            self.a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(at + layout::CELL_ADDEND));
+        }
+        let back = self.a.here();
+        self.cold_cells.push(ColdCell { from, cell, simple, tag, back, index: 0, end: 0, vectors: false });
+        match simple {
+            Some((base, disp)) => Mem::sum(r::RAX, base, disp),
+            None => Mem::base(r::RAX, 0),
+        }
+    }
+
+    /// What lies out of the way of a cell: the translation cache, and the cell's new page. Gives the jump for what is not there.
+    pub fn follow(&mut self, cold: &ColdCell) -> Fixup {
+        let at = layout::cell(cold.cell);
+        if let Some((base, disp)) = cold.simple {
+            self.a.lea(r::RAX, Mem::base(base, disp));
+        } else {
+            self.a.store_gs(layout::TEMPORARY, r::RAX);
+        }
+        self.index_of_page();
+        self.a.op_mem(true, &[], true, &[0x2b], r::R11, Mem::at(layout::EPOCH));
+        self.a.op_mem(true, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, cold.tag));
+        let miss = self.a.jcc(ext::NE);
+        self.a.op_mem(true, &[], true, &[0x8b], r::RAX, Mem::base(r::RAX, self.tlb + layout::ADDEND));
+        self.a.op_mem(true, &[], false, &[0x83], ext::SUB, Mem::at(at + layout::CELL_CREDIT));
+        self.a.bytes(&[1]);
+        let spent = self.a.jcc(ext::S);
+        self.a.store_gs(at + layout::CELL_ADDEND, r::RAX);
+        self.a.op_mem(true, &[], true, &[0x03], r::R11, Mem::at(layout::EPOCH));
+        self.a.store_gs(at + layout::CELL_TAG, r::R11);
+        self.a.land(spent);
+        if cold.simple.is_none() {
+            self.a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::TEMPORARY));
+        }
+        let back = self.a.jmp();
+        self.a.land_at(back, cold.back);
+        miss
     }
 
     /// RAX from an address to its entry's place in the cache.

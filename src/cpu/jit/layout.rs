@@ -9,7 +9,7 @@ use crate::{
     state::{Hot, Segment},
 };
 
-use super::Shared;
+use super::{Cell, Shared};
 
 /// The host register of each guest register, or [`IN_MEMORY`]. RAX and R11 are free for the translator: LAHF, SETO and the
 /// division want RAX, so the guest's is elsewhere. RSP is the host's own, because a signal may come at any time. The three
@@ -34,6 +34,10 @@ pub(super) const BLOCK_KEY: i32 = from_gs!(shared) + offset_of!(Shared, block_ke
 pub(super) const TLB_DISTANCE: i32 = from_gs!(shared) + offset_of!(Shared, tlb) as i32;
 pub(super) const CPL: i32 = from_gs!(cpl);
 pub(super) const REST: i32 = from_gs!(rest);
+pub(super) const SHADOW: i32 = from_gs!(shadow);
+pub(super) const INTERRUPT_WAITS: i32 = from_gs!(interrupt_waits);
+pub(super) const MMU: i32 = from_gs!(mmu);
+pub(super) const EPOCH: i32 = from_gs!(shared) + offset_of!(Shared, epoch) as i32;
 pub(super) const KERNEL_GS_BASE: i32 = from_gs!(msrs) + offset_of!(Msrs, kernel_gs_base) as i32;
 pub(super) const TEMPORARY: i32 = from_gs!(shared) + offset_of!(Shared, temporary) as i32;
 pub(super) const REQUESTS: i32 = from_gs!(shared) + offset_of!(Shared, requests) as i32;
@@ -63,6 +67,14 @@ pub(super) const TAG_READ: i32 = offset_of!(TlbEntry, read) as i32;
 pub(super) const TAG_WRITE: i32 = offset_of!(TlbEntry, write) as i32;
 pub(super) const TAG_EXEC: i32 = offset_of!(TlbEntry, exec) as i32;
 pub(super) const ADDEND: i32 = offset_of!(TlbEntry, addend) as i32;
+
+/// Where a cell is, and its fields.
+pub(super) fn cell(n: usize) -> i32 {
+    from_gs!(cells) + (n * size_of::<Cell>()) as i32
+}
+pub(super) const CELL_TAG: i32 = offset_of!(Cell, tag) as i32;
+pub(super) const CELL_ADDEND: i32 = offset_of!(Cell, addend) as i32;
+pub(super) const CELL_CREDIT: i32 = offset_of!(Cell, credit) as i32;
 
 /// Fields of an entry of the cache of jumps.
 pub(super) mod jump {

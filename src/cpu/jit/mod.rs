@@ -75,6 +75,36 @@ impl Engine {
 /// Runs of a block before it is worth translating.
 const HOT: u16 = 12;
 const CODE_SIZE: usize = 128 << 20;
+/// Passes of a loop one after the other that make it worth cells; passes in all before it is found to be none; bytes it may be long.
+const PASSES: u8 = 24;
+const TRIES: u8 = 72;
+const LOOP: u64 = 1024;
+
+/// The page that one access of generated code met last. Code that loops finds its operand's place without waiting for the translation
+/// cache, whose entry depends on the address: here only a prediction does.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Cell {
+    /// The page's linear address and the epoch, or 0.
+    tag: u64,
+    /// Host address less linear address.
+    addend: u64,
+    /// How often the page may still change; below 0 the cell is left alone.
+    credit: i32,
+}
+
+impl Cell {
+    pub const EMPTY: Self = Self { tag: 0, addend: 0, credit: CREDIT };
+}
+
+/// Accesses that may have a cell.
+pub(crate) const CELLS: usize = 4096;
+/// Changes of page that are still worth it in the time of `RENEWAL`, some milliseconds of the host's counter: at most a few per cent of
+/// it are lost by a cell that seldom finds its page.
+const CREDIT: i32 = 16_000;
+const RENEWAL: u64 = 8 << 20;
+/// What counts epochs: the bits of a tag above those that an operand's alignment is checked with.
+const EPOCH: u64 = 1 << 6;
 
 /// State that generated code shares with us, beside [`Hot`](crate::state::Hot).
 #[repr(C)]
@@ -86,6 +116,8 @@ pub(crate) struct Shared {
     /// Distance of the privilege context's translation cache.
     tlb: i64,
     temporary: u64,
+    /// In the tags of cells that are right.
+    epoch: u64,
     requests: *const u32,
     jumps: *const Jump,
     cpu: *mut Cpu,
@@ -106,6 +138,7 @@ impl Shared {
             block_key: 0,
             tlb: 0,
             temporary: 0,
+            epoch: EPOCH,
             requests: link.requests_word(),
             jumps: std::ptr::null(),
             cpu: std::ptr::null_mut(),
@@ -124,6 +157,27 @@ pub(crate) struct Translation {
     pub mmu: usize,
     pub entry: *const u8,
     exits: [Exit; 2],
+    /// How often a way back from here was taken, until it is direct.
+    turns: u8,
+    /// Its accesses have cells.
+    quick: bool,
+}
+
+/// What a way back leads to.
+enum Turns {
+    /// It is not known yet.
+    Wait,
+    /// A loop of many passes.
+    Loop,
+    /// No loop, or one of few.
+    NoLoop,
+}
+
+impl Translation {
+    /// Its accesses have cells.
+    pub fn is_quick(&self) -> bool {
+        self.quick
+    }
 }
 
 /// A jump to another block.
@@ -150,8 +204,16 @@ pub(crate) struct Translator {
     encoder: Encoder,
     info: InstructionInfoFactory,
     link: Option<Link>,
+    /// Cells that were given out.
+    cells: usize,
+    /// The way back that was taken last: how often in turn.
+    back: (*const Translation, u8),
+    /// The host's counter when cells were renewed last.
+    renewed: u64,
     /// Runs of a block before it is translated.
     pub hot: u16,
+    /// Every access has a cell, for tests.
+    pub quick: bool,
     /// Instructions that took the slow way.
     pub slow_count: u64,
     /// Blocks are left one by one.
@@ -172,7 +234,11 @@ impl Translator {
             encoder: Encoder::new(64),
             info: InstructionInfoFactory::new(),
             link: None,
+            cells: 0,
+            back: (std::ptr::null(), 0),
+            renewed: 0,
             hot: HOT,
+            quick: engine == Engine::Check,
             slow_count: 0,
             unchained: engine == Engine::Check,
             fsgsbase,
@@ -189,6 +255,27 @@ impl Translator {
     #[cfg(test)]
     pub fn limit_code(&mut self, size: usize) {
         self.arena.limit(size);
+    }
+
+    /// A way back was taken that is not direct yet.
+    fn turn(&mut self, from: *const Translation) -> Turns {
+        let (last, in_turn) = self.back;
+        let in_turn = if last == from { in_turn + 1 } else { 1 };
+        // SAFETY: the caller's, of this generation.
+        let all = unsafe {
+            let from = &mut *from.cast_mut();
+            from.turns = from.turns.saturating_add(1);
+            from.turns
+        };
+        self.back = (from, in_turn);
+        if in_turn >= PASSES {
+            self.back = (std::ptr::null(), 0);
+            Turns::Loop
+        } else if all >= TRIES {
+            Turns::NoLoop
+        } else {
+            Turns::Wait
+        }
     }
 
     pub fn forget_link(&mut self) {
@@ -228,6 +315,35 @@ impl Cpu {
         self.shared.vectors_allowed = u8::from(sse) | u8::from(avx) << 1;
     }
 
+    /// Has cells forget their pages.
+    #[inline]
+    pub(crate) fn forget_cells(&mut self) {
+        self.shared.epoch += EPOCH;
+        if self.shared.epoch >= 0x1000 {
+            self.shared.epoch = EPOCH;
+            let used = self.translator.cells.min(CELLS);
+            self.cells[..used].iter_mut().for_each(|c| c.tag = 0);
+        }
+    }
+
+    /// Takes all cells back: no code has any.
+    pub(crate) fn reset_cells(&mut self) {
+        let used = std::mem::take(&mut self.translator.cells).min(CELLS);
+        self.cells[..used].fill(Cell::EMPTY);
+    }
+
+    /// Lets cells follow their pages again.
+    pub(crate) fn renew_cells(&mut self) {
+        // SAFETY: a plain counter.
+        let now = unsafe { std::arch::x86_64::_rdtsc() };
+        if now.wrapping_sub(self.translator.renewed) < RENEWAL {
+            return;
+        }
+        self.translator.renewed = now;
+        let used = self.translator.cells.min(CELLS);
+        self.cells[..used].iter_mut().for_each(|c| c.credit = CREDIT);
+    }
+
     /// Runs the block at a place of the cache of jumps, and those that its code goes on to.
     pub(crate) fn run_translated(&mut self, at: usize) -> Result<(), TripleFault> {
         let link = self.translator.link.take();
@@ -239,7 +355,7 @@ impl Cpu {
             if b.heat < self.translator.hot || b.code.is_empty() {
                 return self.run_single(block);
             }
-            match self.translate_block(block) {
+            match self.translate_block(block, false) {
                 Some(new) => {
                     code = new;
                     self.jumps[at].code = new;
@@ -257,7 +373,23 @@ impl Cpu {
             let from = unsafe { &*link.from };
             let exit = from.exits[link.way];
             if exit.rip == self.hot.gpr[gpr::RIP] && from.mmu == self.mmu && exit.site != 0 {
-                self.translator.arena.patch(exit.site, (code as u64).wrapping_sub(exit.site + 4) as i32);
+                let closes = exit.rip <= from.rip && !from.quick && from.rip - exit.rip < LOOP;
+                let turns = if closes { self.translator.turn(link.from) } else { Turns::NoLoop };
+                match turns {
+                    Turns::NoLoop => {
+                        self.translator.arena.patch(exit.site, (code as u64).wrapping_sub(exit.site + 4) as i32);
+                    }
+                    Turns::Wait => {}
+                    Turns::Loop => {
+                        let generation = self.generation;
+                        code = self.quicken(block, exit.rip & 0xfff, from.rip & 0xfff).unwrap_or(code);
+                        if self.generation != generation {
+                            // There was no room: all code is gone.
+                            return self.run_single(block);
+                        }
+                        self.jumps[at].code = code;
+                    }
+                }
             }
         }
         self.run_code(code)
@@ -308,13 +440,52 @@ impl Cpu {
         }
     }
 
+    /// Makes the blocks of a loop anew, with cells: those of the page of `block` that begin from `first` to `last`. Gives the new code
+    /// of `block`.
+    fn quicken(&mut self, block: *const Block, first: u64, last: u64) -> Option<*const u8> {
+        // SAFETY: the block was found in this generation.
+        let (page, base) = unsafe { ((*block).page, self.hot.gpr[gpr::RIP] & !0xfff) };
+        let code = self.code.get_mut(&page)?;
+        code.quicken(first, last);
+        let blocks: Vec<*const Block> = code
+            .blocks_between(first, last)
+            .filter(|b| b.needs_quickening(base, self.mmu))
+            .map(std::ptr::from_ref)
+            .collect();
+        let rip = self.hot.gpr[gpr::RIP];
+        let mut new = None;
+        for &b in &blocks {
+            // SAFETY: blocks of a page that has not been dropped.
+            let old = unsafe { &*b }.translations.iter().find(|t| t.mmu == self.mmu && t.rip & !0xfff == base);
+            let Some((at, old)) = old.map(|t| (t.rip, t.entry as u64)) else { continue };
+            self.hot.gpr[gpr::RIP] = at;
+            let code = self.translate_block(b, true);
+            self.hot.gpr[gpr::RIP] = rip;
+            let code = code?;
+            // Who goes to the old code goes on to the new.
+            self.translator.arena.redirect(old, code as u64);
+            if b == block {
+                new = Some(code);
+            }
+        }
+        new
+    }
+
     /// Machine code for a block at `RIP`. Nothing: it stays interpreted.
-    fn translate_block(&mut self, block: *const Block) -> Option<*const u8> {
+    fn translate_block(&mut self, block: *const Block, quick: bool) -> Option<*const u8> {
         let rip = self.hot.gpr[gpr::RIP];
         // SAFETY: the block was found in this generation.
         let b = unsafe { &*block };
-        let mut translation =
-            Box::new(Translation { block, rip, mmu: self.mmu, entry: std::ptr::null(), exits: Default::default() });
+        let quick = quick || self.translator.quick || self.code.get(&b.page).is_some_and(|p| p.is_quick(rip & 0xfff));
+        let mut translation = Box::new(Translation {
+            block,
+            rip,
+            mmu: self.mmu,
+            entry: std::ptr::null(),
+            exits: Default::default(),
+            turns: 0,
+            quick,
+        });
         let (code, sites) = translate::translate(self, b, &translation);
         let mut code = code;
         let address = self.translator.arena.next_address();
@@ -332,8 +503,27 @@ impl Cpu {
             translation.exits[way] = Exit { rip, site: if site == 0 { 0 } else { address + site as u64 } };
         }
         // SAFETY: as above; nobody else holds a reference to it now.
-        unsafe { &mut *block.cast_mut() }.translations.push(translation);
+        unsafe { &mut *block.cast_mut() }.translations.insert(0, translation);
         Some(entry)
+    }
+}
+
+impl Cpu {
+    /// After an instruction that ended its block by the slow way, with `RIP` set: whether generated code may go on there.
+    fn onwards(&mut self) -> u32 {
+        let leave = self.bits != 2
+            || self.single
+            || self.halted
+            || self.shadow
+            || self.trap_after
+            || self.wait_for_sipi
+            || !self.graveyard.is_empty()
+            || self.translator.unchained;
+        if leave {
+            return Leave::END;
+        }
+        self.refresh_shared();
+        Leave::ON
     }
 }
 
@@ -355,6 +545,8 @@ unsafe extern "sysv64" fn slow_way(cpu: *mut Cpu, from: *const Translation, inde
         (*cpu).hot.gpr[gpr::RIP] = from.rip;
         (*cpu).running = from.block;
         (*cpu).translator.slow_count += 1;
+        // What STI put off until behind the next instruction: this is it.
+        (*cpu).shadow = false;
         let alone = [op, Op { run: stop, ..op }];
         let next = (op.run)(cpu, alone.as_ptr());
         let cpu = &mut *cpu;
@@ -364,7 +556,7 @@ unsafe extern "sysv64" fn slow_way(cpu: *mut Cpu, from: *const Translation, inde
                 let leave = std::mem::take(&mut cpu.shared.leave_after) != 0;
                 if leave || !cpu.graveyard.is_empty() || cpu.mmu != from.mmu {
                     cpu.hot.gpr[gpr::RIP] = from.rip.wrapping_add(op.next.into());
-                    return 1 + Leave::END;
+                    return 1 + if leave { Leave::END } else { cpu.onwards() };
                 }
                 cpu.refresh_shared();
                 0
@@ -376,7 +568,7 @@ unsafe extern "sysv64" fn slow_way(cpu: *mut Cpu, from: *const Translation, inde
             _ => {
                 debug_assert!(next == END || next > STOPPED);
                 cpu.shared.leave_after = 0;
-                1 + Leave::END
+                1 + cpu.onwards()
             }
         }
     }

@@ -2,10 +2,10 @@
 
 use std::io;
 
-use crate::arena::Arena;
+use crate::{arena::Arena, block::JUMP_CACHE};
 
 use super::{
-    asm::{Asm, Mem, ext, r},
+    asm::{Asm, Fixup, Mem, ext, r},
     layout::{self, HOST, IN_MEMORY, jump},
     slow_way,
 };
@@ -29,6 +29,8 @@ impl Leave {
     /// The way is in bit 8.
     pub const LINK: u32 = 2;
     pub const POLLED: u32 = 3;
+    /// Of the slow way: `RIP` is set, and generated code may go on there.
+    pub const ON: u32 = 4;
 
     pub fn of(code: u32) -> Self {
         match code & 0xff {
@@ -78,7 +80,7 @@ pub(super) fn test_byte(a: &mut Asm, at: i32, bits: u8) {
     a.bytes(&[bits]);
 }
 
-fn set_byte(a: &mut Asm, at: i32, value: u8) {
+pub(super) fn set_byte(a: &mut Asm, at: i32, value: u8) {
     a.op_mem(true, &[], false, &[0xc6], 0, Mem::at(at));
     a.bytes(&[value]);
 }
@@ -186,8 +188,14 @@ impl Stubs {
             // DEC EAX; forget the way back.
             a.bytes(&[0xff, 0xc8]);
             a.alu(true, ext::ADD, 4, 8);
-            let out = a.jmp();
+            a.alu(false, ext::CMP, r::RAX, Leave::ON as i32);
+            let out = a.jcc(ext::NE);
             a.land_at(out, leave_stored);
+            load_registers(&mut a);
+            a.load_gs(r::R11, layout::RIP);
+            let (out, again) = look_up(&mut a);
+            out.into_iter().for_each(|out| a.land_at(out, leave_end));
+            a.land_at(again, look_again);
         }
 
         let mut load = [0; 2];
@@ -221,6 +229,28 @@ impl Stubs {
             load_avx: at(load[1]),
         })
     }
+}
+
+/// Goes on at the address in R11, which is in `RIP`: gives the jumps for when there is none to go on to, or a request, and the one
+/// for when the entry at RAX has an old key.
+pub(super) fn look_up(a: &mut Asm) -> ([Fixup; 2], Fixup) {
+    a.load_gs(r::RAX, layout::REQUESTS);
+    a.op_mem(false, &[], false, &[0x83], ext::CMP, Mem::base(r::RAX, 0));
+    a.bytes(&[0]);
+    let asked = a.jcc(ext::NE);
+    a.mov(r::RAX, r::R11);
+    a.shift(true, ext::SHR, r::RAX, 13);
+    a.op_reg(false, &[0x31], r::R11, r::RAX);
+    a.alu(false, ext::AND, r::RAX, JUMP_CACHE as i32 - 1);
+    a.shift(false, ext::SHL, r::RAX, 6);
+    a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::JUMPS));
+    a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::ADDRESS));
+    let absent = a.jcc(ext::NE);
+    a.load_gs(r::R11, layout::KEY);
+    a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::KEY));
+    let again = a.jcc(ext::NE);
+    a.op_mem(false, &[], false, &[0xff], 4, Mem::base(r::RAX, jump::CODE));
+    ([asked, absent], again)
 }
 
 /// The entry at RAX is for the address, but translations were forgotten since: it is right if its block is still kept and the

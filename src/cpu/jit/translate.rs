@@ -1,19 +1,13 @@
 //! One block: its instructions in order, what is known between them, and the cold ends.
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic};
 
-use crate::{
-    Cpu,
-    block::{Block, JUMP_CACHE},
-    decode,
-    features::Features,
-    ops,
-};
+use crate::{Cpu, block::Block, decode, features::Features, ops, state::cr};
 
 use super::{
     Translation,
     asm::{Asm, Fixup, Mem, ext, r},
-    layout::{self, jump},
+    layout,
     stubs::{self, Leave, Stubs},
 };
 
@@ -36,6 +30,20 @@ struct ColdSlow {
     vectors: bool,
 }
 
+/// Where an access was not to the page of its cell.
+pub(super) struct ColdCell {
+    pub from: Fixup,
+    pub cell: usize,
+    /// The operand is at a register and a distance; else its address is in RAX.
+    pub simple: Option<(u8, i32)>,
+    pub tag: i32,
+    pub back: usize,
+    /// Of the instruction, and where it ends.
+    pub index: usize,
+    pub end: usize,
+    pub vectors: bool,
+}
+
 /// What host flags, memory and vector registers hold at a place in the code.
 #[derive(Clone, Copy)]
 pub(super) struct Known {
@@ -56,14 +64,20 @@ pub(super) struct Tx<'a> {
     pub encoder: &'a mut Encoder,
     pub info: &'a mut InstructionInfoFactory,
     pub rip: u64,
-    /// Where the translation cache of the block's privilege context is.
+    /// The block's privilege context, and where its translation cache is.
+    pub mmu: usize,
     pub tlb: i32,
+    /// Supervisor mode may suspend SMAP: the privilege contexts differ.
+    pub smap: bool,
     /// The instruction: its number, and its bytes' end.
     pub index: usize,
     pub next: u64,
     /// Jumps to the slow way of this instruction.
     pub misses: Vec<Fixup>,
     unchained: bool,
+    /// Accesses get cells, of which so many are given out.
+    pub cells: Option<usize>,
+    pub cold_cells: Vec<ColdCell>,
     cold_slow: Vec<ColdSlow>,
     cold_vectors: Vec<(Fixup, usize, usize, u8)>,
     cold_exits: Vec<ColdExit>,
@@ -82,11 +96,15 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         encoder: &mut t.encoder,
         info: &mut t.info,
         rip: translation.rip,
+        mmu: translation.mmu,
         tlb: layout::tlb(translation.mmu),
+        smap: cpu.cr4 & cr::CR4_SMAP != 0,
         index: 0,
         next: translation.rip,
         misses: vec![],
         unchained: t.unchained,
+        cells: translation.is_quick().then_some(t.cells),
+        cold_cells: vec![],
         cold_slow: vec![],
         cold_vectors: vec![],
         cold_exits: vec![],
@@ -115,7 +133,11 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         tx.exit(1, next);
     }
     tx.finish(translation);
-    (tx.a, tx.exits)
+    let (code, exits, cells) = (tx.a, tx.exits, tx.cells);
+    if let Some(cells) = cells {
+        t.cells = cells;
+    }
+    (code, exits)
 }
 
 impl Tx<'_> {
@@ -123,9 +145,11 @@ impl Tx<'_> {
     fn instruction(&mut self, insn: &Instruction) -> bool {
         let (start, known) = (self.a.here(), self.known);
         let colds = (self.a.outside.len(), self.cold_vectors.len(), self.cold_exits.len());
+        let (cells, cold_cells) = (self.cells, self.cold_cells.len());
         let done = if insn.is_invalid() || !self.features.has(insn) {
             Err(TooHard)
-        } else if insn.flow_control() != FlowControl::Next {
+        } else if insn.flow_control() != FlowControl::Next || matches!(insn.mnemonic(), Mnemonic::Stac | Mnemonic::Clac)
+        {
             self.flow(insn)
         } else {
             self.straight(insn).map(|()| false)
@@ -136,12 +160,17 @@ impl Tx<'_> {
                 let vectors = self.known.vectors != 0;
                 self.cold_slow.push(ColdSlow { from, index: self.index, back, vectors });
             }
+            for cold in &mut self.cold_cells[cold_cells..] {
+                (cold.index, cold.end, cold.vectors) = (self.index, back, self.known.vectors != 0);
+            }
             return ended;
         }
         self.a.code.truncate(start);
         self.a.outside.truncate(colds.0);
         self.cold_vectors.truncate(colds.1);
         self.cold_exits.truncate(colds.2);
+        self.cold_cells.truncate(cold_cells);
+        self.cells = cells;
         self.misses.clear();
         self.known = known;
         self.save_flags();
@@ -226,25 +255,9 @@ impl Tx<'_> {
             let out = a.jmp();
             return a.land_outside(out, leave);
         }
-        a.load_gs(r::RAX, layout::REQUESTS);
-        a.op_mem(false, &[], false, &[0x83], ext::CMP, Mem::base(r::RAX, 0));
-        a.bytes(&[0]);
-        let out = a.jcc(ext::NE);
-        a.land_outside(out, leave);
-        a.mov(r::RAX, r::R11);
-        a.shift(true, ext::SHR, r::RAX, 13);
-        a.op_reg(false, &[0x31], r::R11, r::RAX);
-        a.alu(false, ext::AND, r::RAX, JUMP_CACHE as i32 - 1);
-        a.shift(false, ext::SHL, r::RAX, 6);
-        a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::JUMPS));
-        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::ADDRESS));
-        let out = a.jcc(ext::NE);
-        a.land_outside(out, leave);
-        a.load_gs(r::R11, layout::KEY);
-        a.op_mem(false, &[], true, &[0x3b], r::R11, Mem::base(r::RAX, jump::KEY));
-        let out = a.jcc(ext::NE);
-        a.land_outside(out, self.stubs.look_again);
-        a.op_mem(false, &[], false, &[0xff], 4, Mem::base(r::RAX, jump::CODE));
+        let (out, again) = stubs::look_up(a);
+        out.into_iter().for_each(|out| a.land_outside(out, leave));
+        a.land_outside(again, self.stubs.look_again);
     }
 
     /// The cold parts.
@@ -255,6 +268,11 @@ impl Tx<'_> {
             (vec![], self.stubs.load_sse),
             (vec![], self.stubs.load_avx),
         ];
+        for cold in std::mem::take(&mut self.cold_cells) {
+            self.a.land(cold.from);
+            let from = self.follow(&cold);
+            self.cold_slow.push(ColdSlow { from, index: cold.index, back: cold.end, vectors: cold.vectors });
+        }
         let a = &mut self.a;
         for cold in &self.cold_slow {
             a.land(cold.from);

@@ -103,6 +103,7 @@ fn soak(seed: u64, programs: usize) {
         start.rflags = 2 | random.next() & 0x8d5;
         start.ymm.iter_mut().flatten().for_each(|b| *b = random.next() as u8);
         start.events.halted = false;
+        b.translator.quick = round % 2 == 1;
         for cpu in [&mut a, &mut b] {
             cpu.set_registers(&start);
             cpu.forget_all_code();

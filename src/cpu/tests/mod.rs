@@ -7,5 +7,6 @@ mod fuzz;
 mod instructions;
 mod interrupts;
 mod lockstep;
+mod loops;
 mod support;
 mod translated;
