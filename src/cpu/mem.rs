@@ -43,7 +43,7 @@ impl TlbEntry {
 }
 
 /// Which entries of a translation cache are in use.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Filled {
     /// By entry: it was filled since it was last emptied.
     used: [u64; TLB_SIZE / 64],

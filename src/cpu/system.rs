@@ -563,7 +563,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn flat(selector: u16, code: bool, dpl: u8, long: bool) -> Segment {
+    pub(crate) fn flat(selector: u16, code: bool, dpl: u8, long: bool) -> Segment {
         let kind = if code { 0xb00 } else { 0x300 };
         let width = match (code, long) {
             (true, true) => attr::L,

@@ -4,6 +4,7 @@
 #[allow(missing_docs)]
 pub(super) mod r {
     pub const RAX: u8 = 0;
+    pub const RCX: u8 = 1;
     pub const RDX: u8 = 2;
     pub const RBP: u8 = 5;
     pub const RSI: u8 = 6;
@@ -37,6 +38,7 @@ impl Mem {
 pub(super) mod ext {
     pub const ADD: u8 = 0;
     pub const OR: u8 = 1;
+    pub const ADC: u8 = 2;
     pub const AND: u8 = 4;
     pub const SUB: u8 = 5;
     pub const XOR: u8 = 6;

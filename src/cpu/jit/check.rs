@@ -95,6 +95,7 @@ impl Cpu {
         let (hot, extra, system) = (self.hot.clone(), self.extra(), self.system());
         let tlb: Box<[TlbEntry; TLB_SIZE]> = Box::new(self.tlb[self.mmu]);
         let context = self.mmu;
+        let (physical, filled) = (Box::new(self.tlb_physical[context]), self.filled[context].clone());
         self.tlb[context].iter_mut().for_each(|e| e.write = TlbEntry::EMPTY.write);
         self.checker.journal = Some(Journal::default());
         self.running = block;
@@ -111,7 +112,8 @@ impl Cpu {
         let wanted = (self.hot.clone(), self.extra(), self.reason, self.fault_at);
         let written: Vec<_> = journal.writes.iter().map(|&(host, size, _)| (host, size, peek(host, size))).collect();
         journal.writes.iter().rev().for_each(|&(host, size, old)| poke(host, size, old));
-        self.tlb[context] = *tlb;
+        (self.tlb[context], self.tlb_physical[context]) = (*tlb, *physical);
+        self.filled[context] = filled;
         self.hot = hot.clone();
         self.set_extra(&extra);
         self.reason = Reason::None;

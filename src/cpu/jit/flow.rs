@@ -2,14 +2,10 @@
 
 use iced_x86::{Code, Instruction, OpKind};
 
-use crate::{
-    execute::condition_code,
-    mem::mmu,
-    state::{flag, gpr},
-};
+use crate::{execute::condition_code, state::gpr};
 
 use super::{
-    asm::{Mem, ext, r},
+    asm::{Mem, r},
     insn::{Access, Ea},
     layout::{self, HOST, IN_MEMORY},
     translate::{TooHard, Tx},
@@ -31,10 +27,8 @@ impl Tx<'_> {
             return Ok(true);
         }
         match insn.code() {
-            Code::Stac | Code::Clac => {
-                self.suspend_smap(insn.code() == Code::Stac)?;
-                return Ok(true);
-            }
+            Code::Stac | Code::Clac => return self.suspend_smap(insn.code() == Code::Stac),
+            Code::Syscall | Code::Sysretq => self.system_call(insn.code())?,
             Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => {
                 self.save_flags();
                 self.exit(0, insn.near_branch64());
@@ -84,28 +78,6 @@ impl Tx<'_> {
             _ => return Err(TooHard),
         }
         Ok(true)
-    }
-
-    /// STAC and CLAC in supervisor mode, with SMAP: the code that follows is that of another privilege context.
-    fn suspend_smap(&mut self, suspend: bool) -> Result<(), TooHard> {
-        let (from, to) = if suspend { (mmu::KERNEL, mmu::KERNEL_AC) } else { (mmu::KERNEL_AC, mmu::KERNEL) };
-        // With AC set already nothing changes; without SMAP the contexts are as one.
-        if self.mmu != from || !self.smap {
-            return Err(TooHard);
-        }
-        self.spoil_flags();
-        self.supervisor_only();
-        self.a.op_mem(true, &[], true, &[0x81], if suspend { ext::OR } else { ext::AND }, Mem::at(layout::REST));
-        self.a.imm32(if suspend { flag::AC as i32 } else { !(flag::AC as i32) });
-        for (at, bits) in [(layout::MMU, 0), (layout::KEY, 2), (layout::BLOCK_KEY, 2)] {
-            self.a.op_mem(true, &[], true, &[0x83], ext::XOR, Mem::at(at));
-            self.a.bytes(&[((from ^ to) << bits) as u8]);
-        }
-        self.a.op_mem(true, &[], true, &[0xc7], 0, Mem::at(layout::TLB_DISTANCE));
-        self.a.imm32(layout::tlb(to));
-        self.a.constant(r::R11, self.next);
-        self.look_up();
-        Ok(())
     }
 
     /// Stores the address behind the instruction.
@@ -165,6 +137,13 @@ impl Tx<'_> {
                     self.a.load(HOST[n], at);
                 }
                 self.a.lea(SP, Mem::base(SP, 8));
+            }
+            Code::Pushfq => {
+                self.keep_flags();
+                let at = self.probe(&Ea::register(gpr::RSP, -8), Access::WRITE8)?;
+                self.a.load_gs(r::R11, layout::TEMPORARY);
+                self.a.store(at, r::R11);
+                self.a.lea(SP, Mem::base(SP, -8));
             }
             Code::Leaveq => {
                 let at = self.probe(&Ea::register(gpr::RBP, 0), Access::READ8)?;

@@ -217,7 +217,7 @@ impl Tx<'_> {
     /// An instruction after which the next one runs.
     pub fn straight(&mut self, insn: &Instruction) -> Result<()> {
         match insn.mnemonic() {
-            M::Push | M::Pop | M::Leave => return self.stack(insn),
+            M::Push | M::Pop | M::Leave | M::Pushfq => return self.stack(insn),
             M::Div | M::Idiv => return self.divide(insn),
             M::Lea => return self.lea(insn),
             M::Vzeroupper | M::Vzeroall => {
@@ -228,8 +228,11 @@ impl Tx<'_> {
             M::Cli => {
                 self.spoil_flags();
                 self.supervisor_only();
-                self.a.op_mem(true, &[], true, &[0x81], ext::AND, Mem::at(layout::REST));
-                self.a.imm32(!(flag::IF as i32));
+                self.change_rest(flag::IF, false);
+                return Ok(());
+            }
+            M::Cld | M::Std => {
+                self.change_rest(flag::DF, insn.mnemonic() == M::Std);
                 return Ok(());
             }
             M::Sti => {
@@ -642,7 +645,7 @@ impl Tx<'_> {
     }
 
     /// To the slow way if the comparison before was unequal.
-    fn miss(&mut self) {
+    pub fn miss(&mut self) {
         let from = self.a.jcc(ext::NE);
         self.misses.push(from);
     }

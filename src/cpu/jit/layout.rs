@@ -38,6 +38,10 @@ pub(super) const SHADOW: i32 = from_gs!(shadow);
 pub(super) const INTERRUPT_WAITS: i32 = from_gs!(interrupt_waits);
 pub(super) const MMU: i32 = from_gs!(mmu);
 pub(super) const EPOCH: i32 = from_gs!(shared) + offset_of!(Shared, epoch) as i32;
+pub(super) const EFER: i32 = from_gs!(efer);
+pub(super) const STAR: i32 = from_gs!(msrs) + offset_of!(Msrs, star) as i32;
+pub(super) const LSTAR: i32 = from_gs!(msrs) + offset_of!(Msrs, lstar) as i32;
+pub(super) const FMASK: i32 = from_gs!(msrs) + offset_of!(Msrs, fmask) as i32;
 pub(super) const KERNEL_GS_BASE: i32 = from_gs!(msrs) + offset_of!(Msrs, kernel_gs_base) as i32;
 pub(super) const TEMPORARY: i32 = from_gs!(shared) + offset_of!(Shared, temporary) as i32;
 pub(super) const REQUESTS: i32 = from_gs!(shared) + offset_of!(Shared, requests) as i32;
@@ -53,10 +57,15 @@ pub(super) const fn gpr(n: usize) -> i32 {
     (offset_of!(Hot, gpr) + 8 * n) as i32
 }
 
-/// Where the base of a segment is.
-pub(super) fn segment_base(n: usize) -> i32 {
-    from_gs!(segs) + (n * size_of::<Segment>() + offset_of!(Segment, base)) as i32
+/// Where the parts of a segment are.
+macro_rules! segment {
+    ($($name:ident, $field:ident;)*) => {
+        $(pub(super) fn $name(n: usize) -> i32 {
+            from_gs!(segs) + (n * size_of::<Segment>() + offset_of!(Segment, $field)) as i32
+        })*
+    };
 }
+segment!(segment_selector, selector; segment_base, base; segment_limit, limit; segment_flags, flags;);
 
 /// Where the translation cache of a privilege context is.
 pub(super) fn tlb(mmu: usize) -> i32 {

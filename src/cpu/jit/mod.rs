@@ -31,6 +31,7 @@ mod flow;
 mod insn;
 mod layout;
 mod stubs;
+mod system;
 mod translate;
 
 use std::io;

@@ -7,7 +7,7 @@ use crate::{arena::Arena, block::JUMP_CACHE};
 use super::{
     asm::{Asm, Fixup, Mem, ext, r},
     layout::{self, HOST, IN_MEMORY, jump},
-    slow_way,
+    slow_way, system,
 };
 
 /// Enters generated code; gives why it was left, see [`Leave`].
@@ -58,6 +58,9 @@ pub(super) struct Stubs {
     pub load_sse: u64,
     /// The same for AVX.
     pub load_avx: u64,
+    /// See [`system`].
+    pub syscall: u64,
+    pub sysret: u64,
 }
 
 const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
@@ -215,6 +218,14 @@ impl Stubs {
             a.land_at(out, slow[0]);
         }
 
+        let mut calls = [0; 2];
+        for (at, make) in calls.iter_mut().zip([system::syscall, system::sysret]) {
+            *at = a.here();
+            let (out, again) = make(&mut a);
+            out.into_iter().for_each(|out| a.land_at(out, leave_end));
+            a.land_at(again, look_again);
+        }
+
         let base = arena.add(&a.code).ok_or_else(|| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let at = |offset: usize| base as u64 + offset as u64;
         Ok(Self {
@@ -227,6 +238,8 @@ impl Stubs {
             slow_vectors: at(slow[1]),
             load_sse: at(load[0]),
             load_avx: at(load[1]),
+            syscall: at(calls[0]),
+            sysret: at(calls[1]),
         })
     }
 }

@@ -191,6 +191,11 @@ impl Tx<'_> {
         }
     }
 
+    /// Blocks are left one by one.
+    pub fn unchained(&self) -> bool {
+        self.unchained
+    }
+
     /// Code that spoils the host's flags follows.
     pub fn spoil_flags(&mut self) {
         self.save_flags();

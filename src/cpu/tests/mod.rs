@@ -1,6 +1,7 @@
 //! Claims about the processor.
 
 mod bench;
+mod calls;
 mod debug;
 mod faults;
 mod fuzz;
