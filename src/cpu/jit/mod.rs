@@ -22,6 +22,14 @@
 //! the translation cache has its page where it was. Requests from outside are looked at on backward jumps and on lookups,
 //! so every loop sees them.
 //!
+//! **Loops.** A way back inside a page that is taken two dozen times in turn closes a loop worth more work: its blocks are made anew, and
+//! each of their accesses has a [`Cell`] with the page that it met last. A pointer that is followed then waits for memory alone, as it
+//! would natively, while the comparison of pages runs beside it. Cells are right for one epoch; whatever makes translations stale begins
+//! another. The old code's first bytes become a jump to the new.
+//!
+//! **System calls.** SYSCALL and SYSRET of 64-bit programs, SWAPGS, CLI, STI, STAC, CLAC and PUSHF are machine code ([`system`]). Behind
+//! another instruction that ends its block the slow way, generated code goes on where it leads, if nothing is asked of the processor.
+//!
 //! **Self-modifying code** is the business of [`block`](crate::block): pages with code are not writable the fast way. A block that is
 //! dropped is not entered any more, because the generation changes; the slow way leaves generated code when that happens.
 
