@@ -8,6 +8,7 @@ mod memory;
 mod pauses;
 mod plots;
 mod report;
+mod rows;
 mod samples;
 mod scenes;
 

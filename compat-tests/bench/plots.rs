@@ -1,5 +1,6 @@
 //! Plots of what was measured, as SVG.
-use crate::report::{Aim, Report};
+use crate::report::Report;
+use crate::rows::Aim;
 use crate::samples::Samples;
 use crate::scenes::Scene;
 use plotters::prelude::*;
