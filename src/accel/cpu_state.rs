@@ -3,41 +3,16 @@
 /// Indices of model-specific registers that code here names (Intel SDM volume 4; `Documentation/virt/kvm/x86/msr.rst`).
 pub mod msr {
     #![allow(missing_docs)]
-    pub const TSC: u32 = 0x10;
-    pub const APIC_BASE: u32 = 0x1b;
-    pub const FEATURE_CONTROL: u32 = 0x3a;
-    pub const TSC_ADJUST: u32 = 0x3b;
+    pub use lockstep_cpu::msr::index::*;
+
     pub const SMI_COUNT: u32 = 0x34;
-    pub const SPEC_CTRL: u32 = 0x48;
     pub const SMBASE: u32 = 0x9e;
-    pub const SYSENTER_CS: u32 = 0x174;
-    pub const SYSENTER_ESP: u32 = 0x175;
-    pub const SYSENTER_EIP: u32 = 0x176;
-    pub const MCG_CAP: u32 = 0x179;
-    pub const MCG_STATUS: u32 = 0x17a;
-    pub const MCG_CTL: u32 = 0x17b;
     /// What `MCG_CAP` holds in every guest: ten banks, MCG_CTL, recoverable errors (Intel SDM volume 3, 16.3.1.1).
     pub const MCG_CAP_VALUE: u64 = 0x100_010a;
-    pub const MISC_ENABLE: u32 = 0x1a0;
     pub const MTRR_PHYS_BASE0: u32 = 0x200;
     pub const MTRR_PHYS_MASK0: u32 = 0x201;
     pub const MTRR_PHYS_MASK7: u32 = 0x20f;
-    pub const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
-    pub const PAT: u32 = 0x277;
-    pub const MTRR_DEF_TYPE: u32 = 0x2ff;
-    pub const MC0_CTL: u32 = 0x400;
-    pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const XSS: u32 = 0xda0;
-    pub const EFER: u32 = 0xc000_0080;
-    pub const STAR: u32 = 0xc000_0081;
-    pub const LSTAR: u32 = 0xc000_0082;
-    pub const CSTAR: u32 = 0xc000_0083;
-    pub const FMASK: u32 = 0xc000_0084;
-    pub const FS_BASE: u32 = 0xc000_0100;
-    pub const GS_BASE: u32 = 0xc000_0101;
-    pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub const TSC_AUX: u32 = 0xc000_0103;
-    pub const VM_HSAVE_PA: u32 = 0xc001_0117;
     pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
     pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
     pub const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;

@@ -1,6 +1,6 @@
 //! Checking an image: every reference is counted and compared with the refcounts; repairing on request.
 
-use super::header::{autoclear, extension, incompatible};
+use super::header::{Header, autoclear, extension, incompatible};
 use super::map::Entry;
 use super::open::{MAX_L1_BYTES, read_words};
 use super::refcount::{MAX_TABLE_BYTES, OFFSET_MASK, set_entry};
@@ -161,11 +161,10 @@ impl Checker<'_> {
         }
     }
 
-    async fn count_references(&mut self) -> io::Result<()> {
+    /// Counts the header, and what the active table and those of the snapshots refer to.
+    async fn count_tables(&mut self, header: &Header) -> io::Result<()> {
         let image = self.image;
-        let size = image.cluster_size();
-        let header = image.header.borrow().clone();
-        self.refer(0, size);
+        self.refer(0, image.cluster_size());
         let l1 = image.l1.borrow().entries.clone();
         self.refer(header.l1_offset, l1.len() as u64 * 8);
         self.count_l1(&l1, true).await?;
@@ -173,6 +172,14 @@ impl Checker<'_> {
         for snapshot in snapshots {
             self.count_snapshot(&snapshot).await?;
         }
+        Ok(())
+    }
+
+    async fn count_references(&mut self) -> io::Result<()> {
+        let image = self.image;
+        let size = image.cluster_size();
+        let header = image.header.borrow().clone();
+        self.count_tables(&header).await?;
         match snapshot::table_length(&image.file(), &header).await {
             Ok(len) => self.refer(header.snapshots_offset, len),
             Err(e) => {
@@ -477,14 +484,7 @@ impl Checker<'_> {
             CheckResult { messages: found.messages, total_clusters: found.total_clusters, ..CheckResult::default() };
         let header = image.header.borrow().clone();
         let size = image.cluster_size();
-        self.refer(0, size);
-        let l1 = image.l1.borrow().entries.clone();
-        self.refer(header.l1_offset, l1.len() as u64 * 8);
-        self.count_l1(&l1, true).await?;
-        let snapshots = image.snapshots.borrow().clone();
-        for snapshot in snapshots {
-            self.count_snapshot(&snapshot).await?;
-        }
+        self.count_tables(&header).await?;
         let length = snapshot::table_length(&image.file(), &header).await.map_err(crate::driver::to_io)?;
         self.refer(header.snapshots_offset, length);
 

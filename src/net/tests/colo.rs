@@ -68,6 +68,14 @@ impl Pair {
         tcp_of(&Frame::new(last))
     }
 
+    /// A client, whose number is 100, opens a connection; the primary's guest begins at 5000, the secondary's at 9000.
+    async fn accept(&self) {
+        self.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
+        self.p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
+        self.s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
+        assert_eq!(tcp_of(&Frame::new(self.p.next_on_wire().await)).seq, 5000);
+    }
+
     async fn checkpoint(&self) {
         self.s.net.set_running(false);
         assert!(self.s.net.drain_outgoing(Duration::from_secs(5)).await);
@@ -151,10 +159,7 @@ fn a_frame_of_the_new_epoch_waits_until_the_secondarys_filters_know_of_it() {
     run(|| async {
         let pair = Pair::new().await;
         let (p, s) = (&pair.p, &pair.s);
-        pair.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
-        p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
-        s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
-        p.next_on_wire().await;
+        pair.accept().await;
         let arrived = pair.client(&seg(ACK, 101, 5001, b"").inbound().frame()).await;
         assert_eq!(arrived.ack, 9001, "the secondary's guest has numbers of its own");
         let before = s.card.got.lock().len();
@@ -265,11 +270,8 @@ fn the_secondary_hears_the_mirror_alone_until_it_takes_over() {
 fn a_failover_says_again_what_died_with_the_primary_and_hears_what_came_since() {
     run(|| async {
         let pair = Pair::new().await;
-        let (p, s) = (&pair.p, &pair.s);
-        pair.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
-        p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
-        s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
-        assert_eq!(tcp_of(&Frame::new(p.next_on_wire().await)).seq, 5000);
+        let s = &pair.s;
+        pair.accept().await;
         pair.client(&seg(ACK, 101, 5001, b"GET").inbound().frame()).await;
         // The primary dies before it has answered. The client asks for something else in the meantime.
         s.peer.send(seg(ACK, 9001, 104, b"answer").frame().data);
