@@ -43,6 +43,7 @@ sessions! {
     a_machine_without_defaults
     disks_and_jobs
     character_devices_and_networks
+    screens_for_viewers
     wrong_uses
 }
 

@@ -30,6 +30,8 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ),
     ("query-display-options.type", "gtk sdl egl-headless curses spice-app dbus"),
     ("query-stats.providers[].provider", "cryptodev"),
+    ("query-vnc-servers[].server[].auth", "ra2 ra2ne tight ultra tls vencrypt sasl"),
+    ("set_password.protocol", "spice"),
 ];
 
 /// What Lockstep has and QEMU has not: optional members and events, which old clients pass over.

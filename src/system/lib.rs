@@ -16,6 +16,7 @@ pub mod runstate;
 pub mod startup;
 pub mod types;
 pub mod vm;
+pub mod vnc;
 
 /// The version of QEMU whose interfaces this program has.
 pub const QEMU_VERSION: [u32; 3] = [10, 0, 2];

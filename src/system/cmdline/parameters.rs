@@ -39,6 +39,9 @@ static GROUPS: &[(&str, &[(&str, Type)])] = &[
         ("ipv6", B), ("ipv4", B), ("to", N), ("localport", S), ("localaddr", S), ("fd", S), ("port", S), ("host", S),
         ("input-path", S), ("path", S), ("backend", S), ("abstract", B), ("tight", B),
     ]),
+    ("vnc", &[
+        ("password", B), ("ipv6", B), ("ipv4", B), ("to", N), ("connections", N), ("share", S), ("vnc", S),
+    ]),
     ("drive", &[
         ("werror", S), ("rerror", S), ("read-only", B), ("file", S), ("if", S), ("media", S), ("index", N), ("unit", N),
         ("bus", N), ("detect-zeroes", S), ("format", S), ("cache.writeback", B), ("discard", S), ("auto-read-only", B),

@@ -59,7 +59,12 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("cdrom", "cdrom file", "image of the CD-ROM (disk 2)"),
     takes("blockdev", "blockdev [driver=]driver[,node-name=N][,...]", "add a block node"),
     takes("drive", "drive [file=file][,if=type][,id=name][,...]", "add a disk with its block nodes"),
-    takes("display", "display none", "how to show the guest's screen"),
+    takes("display", "display none|vnc=<display>[,<optargs>]", "how to show the guest's screen"),
+    takes(
+        "vnc",
+        "vnc host:d|unix:path|none[,to=n][,share=policy][,password=on|off][,connections=n]",
+        "show it to VNC viewers, at port 5900 + d",
+    ),
     flag("nographic", "no screen; serial port and monitor on the terminal"),
     takes("vga", "vga std|none", "video card"),
     flag("usb", "USB controller on the board"),

@@ -57,7 +57,7 @@ impl KeyQueue {
 }
 
 /// Gives the guest events of one moment. A guest that stands gets none.
-fn send(vm: &Vm, events: &[Event]) {
+pub(crate) fn send(vm: &Vm, events: &[Event]) {
     if vm.is_running() || vm.state() == RunState::Suspended {
         for event in events {
             vm.board.input.send(event);

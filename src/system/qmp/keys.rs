@@ -45,12 +45,12 @@ fn lookup<K: PartialEq>(table: &[(K, u16)], key: K) -> Option<Key> {
 }
 
 /// The key of a QAPI name.
-pub(super) fn of_name(name: &str) -> Option<Key> {
+pub(crate) fn of_name(name: &str) -> Option<Key> {
     lookup(NAMES, name)
 }
 
 /// The key of a number: its code of set 1, with bit 7 for those after `e0`.
-pub(super) fn of_number(number: i64) -> Option<Key> {
+pub(crate) fn of_number(number: i64) -> Option<Key> {
     let number = u8::try_from(number).ok()?;
     match number {
         1..=0x53 | 0x56..=0x58 => Some(Key(number.into())),

@@ -6,7 +6,7 @@ pub mod cpus;
 mod descriptors;
 mod facts;
 pub mod input;
-mod keys;
+pub(crate) mod keys;
 mod machine;
 mod migration;
 mod net;
@@ -14,6 +14,7 @@ pub mod pci;
 mod qom;
 mod run_state;
 pub mod screen;
+pub mod vnc;
 
 use std::{rc::Rc, sync::Arc};
 
@@ -64,6 +65,7 @@ pub fn dispatcher(vm: &Ctx) -> Result<Rc<Dispatcher<Ctx>>> {
     pci::register(&mut registry);
     run_state::register(&mut registry);
     screen::register(&mut registry);
+    vnc::register(&mut registry);
     qom::register(&mut registry);
     migration::register(&mut registry);
     migration::register_yank(&mut registry, vm)?;

@@ -207,10 +207,31 @@ pub(super) fn messages(line: &CommandLine) -> Result<()> {
     Ok(())
 }
 
+/// `-vnc`, `-display vnc=…`.
+pub(super) async fn displays(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
+    for o in line.iter() {
+        let words = match o.name {
+            "vnc" => Some(o.value.as_str()),
+            "display" => o.value.strip_prefix("vnc="),
+            _ => None,
+        };
+        if let Some(words) = words {
+            vm.displays.add(vm, words).await.map_err(|e| o.locate(e))?;
+        }
+    }
+    Ok(())
+}
+
 /// `-display`, `-net none`, `-nic none`: what is asked for is what there is.
 pub(super) fn display(line: &CommandLine) -> Result<()> {
     for o in line.all("display") {
         let (kind, rest) = o.value.split_once(',').unwrap_or((&o.value, ""));
+        if kind == "vnc" {
+            return Err(o.locate(err!("VNC requires a display argument vnc=<display>")));
+        }
+        if kind.starts_with("vnc=") {
+            continue;
+        }
         if kind != "none" {
             return Err(o.locate(err!("Parameter 'type' does not accept value '{kind}'")));
         }

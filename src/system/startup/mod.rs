@@ -148,6 +148,7 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     monitors::start(vm, &dispatcher, line).await?;
     backends::qtest(vm, line).await?;
     backends::debuggers(vm, line).await?;
+    backends::displays(vm, line).await?;
     if let Some(o) = line.last("pidfile") {
         write_pidfile(&o.value)?;
     }

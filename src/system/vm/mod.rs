@@ -32,6 +32,7 @@ use crate::{
     monitor::qmp::Monitors,
     objects::Objects,
     qmp::input::KeyQueue,
+    vnc::Displays,
 };
 
 /// What runs the guest.
@@ -72,6 +73,8 @@ pub struct Vm {
     pub key_queue: Rc<KeyQueue>,
     /// Objects that a user made.
     pub objects: Objects,
+    /// Displays for VNC viewers.
+    pub displays: Displays,
     /// Drives.
     pub drives: Drives,
     /// gdb, if it is there.
@@ -135,6 +138,7 @@ impl Vm {
             pc: OnceCell::new(),
             monitor_thread: OnceCell::new(),
             kept: RefCell::default(),
+            displays: Displays::default(),
             drives: Drives::default(),
             debugger: Debugger::default(),
             options,

@@ -16,6 +16,8 @@ pub(super) enum Param {
     Rest(&'static str),
     /// `-x`
     Flag(char),
+    /// `-x WORD`
+    Value(char, &'static str),
 }
 
 /// What a user gave.
@@ -42,6 +44,14 @@ impl Args {
                         if !other.is_whitespace() && !params.iter().any(known) {
                             return Err(format!("unsupported option -{other}"));
                         }
+                    }
+                }
+                Param::Value(flag, name) => {
+                    let given = rest.strip_prefix('-').and_then(|r| r.strip_prefix(*flag));
+                    if let Some(after) = given.filter(|r| r.starts_with(char::is_whitespace)) {
+                        let (word, after) = take_word(after.trim_start())?;
+                        args.words.insert(name, word);
+                        rest = after.trim_start();
                     }
                 }
                 Param::Word(name) | Param::OptionalWord(name) | Param::Device(name) | Param::OptionalDevice(name) => {

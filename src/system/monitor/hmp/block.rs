@@ -13,7 +13,7 @@ use lockstep_util::{Result, err, size::parse_size};
 use super::{
     Args, HmpCommand,
     args::Param::{Device, Flag, OptionalDevice, OptionalWord, Word},
-    prefixed,
+    hinted, prefixed,
 };
 use crate::{drive::Interface, objects::LocalFuture, vm::Vm};
 
@@ -94,8 +94,12 @@ pub(super) static INFO: &[HmpCommand] = &[
     },
 ];
 
-fn change<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+fn change<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
     Box::pin(async move {
+        if args.word("device") == "vnc" && matches!(args.word("target"), "passwd" | "password") {
+            let password = args.get("format").unwrap_or_default().to_owned();
+            return vm.displays.set_password(None, password).map_err(|e| hinted(&e, out));
+        }
         let name = DriveName::Backend(args.word("device").to_owned());
         let changed = medium::change(&vm.graph, &name, args.word("target"), args.get("format"), args.flag('f'), None);
         changed.await.map_err(prefixed)

@@ -6,13 +6,14 @@ use lockstep_chardev::options::describe;
 use lockstep_qapi::{
     cli::{self, Parsed},
     cmd, opts,
+    schema::SetPasswordAction,
 };
 use lockstep_util::{Error, Result, bail, err};
 
 use super::{
     Args, HmpCommand,
-    args::Param::{Flag, OptionalWord, Rest, Word},
-    prefixed,
+    args::Param::{Flag, OptionalWord, Rest, Value, Word},
+    hinted, prefixed,
 };
 use crate::{machine, objects::LocalFuture, qmp, vm::Vm};
 
@@ -70,11 +71,25 @@ pub(super) static COMMANDS: &[HmpCommand] = &[
     },
     HmpCommand { names: "object_del", params: &[Word("id")], usage: "id", help: "destroy QOM object", run: object_del },
     HmpCommand {
+        names: "expire_password",
+        params: &[Word("protocol"), Word("time"), Value('d', "display")],
+        usage: "protocol time [-d display]",
+        help: "set spice/vnc password expire-time",
+        run: expire_password,
+    },
+    HmpCommand {
         names: "screendump",
         params: &[Word("filename"), Flag('f'), OptionalWord("format"), OptionalWord("device")],
         usage: "filename [-f format] [device]",
         help: "save screen into PPM or PNG image 'filename'",
         run: screendump,
+    },
+    HmpCommand {
+        names: "set_password",
+        params: &[Word("protocol"), Word("password"), Value('d', "display"), OptionalWord("connected")],
+        usage: "protocol password [-d display] [action-if-connected]",
+        help: "set spice/vnc password",
+        run: set_password,
     },
     HmpCommand {
         names: "sendkey",
@@ -198,5 +213,32 @@ fn set_link<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFutur
             _ => return Err(Error::new("Expected 'on' or 'off'\nTry \"help set_link\" for more information")),
         };
         vm.net.set_link(args.word("name"), up).map_err(prefixed)
+    })
+}
+
+/// Only VNC has passwords here.
+fn check_protocol(args: &Args) -> Result<()> {
+    match args.word("protocol") {
+        "vnc" => Ok(()),
+        other => bail!("invalid parameter value: {other}"),
+    }
+}
+
+fn set_password<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let action = |text| SetPasswordAction::from_name(text).ok_or_else(|| err!("invalid parameter value: {text}"));
+        let set = || {
+            check_protocol(args)?;
+            let connected = args.get("connected").map(action).transpose()?;
+            qmp::vnc::set_password(vm, args.get("display"), args.word("password").to_owned(), connected)
+        };
+        set().map_err(|e| hinted(&e, out))
+    })
+}
+
+fn expire_password<'a>(vm: &'a Rc<Vm>, args: &'a Args, _: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        check_protocol(args).map_err(prefixed)?;
+        vm.displays.expire_password(args.get("display"), args.word("time")).map_err(prefixed)
     })
 }

@@ -37,6 +37,7 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("numa", "show NUMA information", info_numa),
     plain("qtree", "show device tree", info_qtree),
     plain("usb", "show guest USB devices", info_usb),
+    plain("vnc", "show the vnc server status", info_vnc),
 ];
 
 fn info_cpus<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
@@ -251,4 +252,33 @@ fn value_text(property: &Property, value: Option<&PropertyValue>) -> String {
         (_, Some(PropertyValue::Signed(v))) => format!("{v} (0x{v:x})"),
         (_, Some(PropertyValue::Str(v))) => format!("\"{v}\""),
     }
+}
+
+fn info_vnc<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        let displays = vm.displays.list();
+        if displays.is_empty() {
+            out.push_str("None\n");
+        }
+        // The newest first, as in query-vnc-servers.
+        for display in displays.iter().rev() {
+            let password = if display.needs_password() { "vnc" } else { "none" };
+            let end = |e: &lockstep_vnc::Endpoint| {
+                let family = crate::vnc::basic(e).family;
+                format!("{}:{} ({})", e.host, e.service, family.as_str())
+            };
+            let _ = writeln!(out, "{}:", display.id());
+            let servers = display.servers();
+            for server in servers.iter().rev() {
+                let _ = writeln!(out, "  Server: {}\n    Auth: {password} (Sub: none)", end(server));
+            }
+            for client in display.clients().iter().rev() {
+                let _ = writeln!(out, "  Client: {}\n    x509_dname: none\n    sasl_username: none", end(client));
+            }
+            if servers.is_empty() {
+                let _ = writeln!(out, "  Auth: {password} (Sub: none)");
+            }
+        }
+        Ok(())
+    })
 }

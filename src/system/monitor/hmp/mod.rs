@@ -112,6 +112,12 @@ fn help(about: &str, out: &mut String) {
     }
 }
 
+/// The same of an error whose hint comes before it.
+fn hinted(e: &lockstep_util::Error, out: &mut String) -> lockstep_util::Error {
+    out.push_str(e.hint_text());
+    prefixed(lockstep_util::Error::new(e.message()))
+}
+
 /// The error of a command that QEMU words with a prefix.
 fn prefixed(e: lockstep_util::Error) -> lockstep_util::Error {
     e.prepend("Error: ")
