@@ -49,13 +49,16 @@ pub struct IoApicRegs {
     id: u8,
     select: u8,
     requests: u32,
+    /// Inputs that are high, as far as they have been told since the start, a reset or a load: an edge is seen by them. They do not travel,
+    /// so that after a load a line that is still high may interrupt once more, but no edge is missed.
+    levels: u32,
     entries: [u64; PINS],
 }
 
 impl Default for IoApicRegs {
     /// As after a reset: all inputs masked.
     fn default() -> Self {
-        Self { id: 0, select: 0, requests: 0, entries: [MASKED; PINS] }
+        Self { id: 0, select: 0, requests: 0, levels: 0, entries: [MASKED; PINS] }
     }
 }
 
@@ -65,13 +68,15 @@ impl IoApicRegs {
         let pin = if gsi == 0 { 2 } else { gsi as usize };
         let Some(entry) = self.entries.get(pin) else { return };
         let bit = 1 << pin;
+        let was = self.levels & bit != 0;
+        self.levels = if level { self.levels | bit } else { self.levels & !bit };
         if entry & LEVEL != 0 {
             if level {
                 self.requests |= bit;
             } else {
                 self.requests &= !bit;
             }
-        } else if level && entry & MASKED == 0 {
+        } else if level && !was && entry & MASKED == 0 {
             // Edges at a masked input are lost (section 3.2.4).
             self.requests |= bit;
         }
@@ -166,7 +171,7 @@ impl IoApicRegs {
 
     /// Takes the registers over from the wire form.
     pub(crate) fn load(&mut self, wire: &IoApicState) {
-        *self = Self { id: wire.id, select: wire.ioregsel, requests: wire.irr, entries: wire.ioredtbl };
+        *self = Self { id: wire.id, select: wire.ioregsel, requests: wire.irr, levels: 0, entries: wire.ioredtbl };
     }
 
     /// What `info pic` shows; the kernel's has another version.

@@ -67,6 +67,18 @@ fn an_edge_is_sent_once_and_lost_while_masked() {
 }
 
 #[test]
+fn a_line_that_stays_high_is_one_edge() {
+    let s = setup();
+    s.write(0x10 + 12, 0x36);
+    s.ioapic.set_irq(6, true);
+    s.ioapic.set_irq(6, true);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x36)]);
+    s.ioapic.set_irq(6, false);
+    s.ioapic.set_irq(6, true);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x36)]);
+}
+
+#[test]
 fn a_level_is_sent_again_after_its_end_of_interrupt() {
     let s = setup();
     s.write(0x10 + 22, 0xa059);

@@ -124,6 +124,8 @@ impl PitBackend for Pit {
         let mut regs = self.regs.lock();
         regs.set_irq_disabled(disabled);
         if disabled {
+            // Its line is another's now.
+            self.irq.set(false);
             self.timer.cancel();
         } else {
             self.drive(&mut regs, self.clocks.now_ns(Clock::Virtual));
