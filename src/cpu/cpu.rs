@@ -342,7 +342,6 @@ impl Cpu {
 
     fn run_inside(&mut self) -> Exit {
         loop {
-            // The next instruction goes before any interrupt; with it its whole block.
             let shadow = self.shadow && !self.single;
             if self.link.any() || self.halted || self.wait_for_sipi || self.trap_after {
                 // An interrupt may go elsewhere than where the last block led.
@@ -354,10 +353,13 @@ impl Cpu {
                     Err(TripleFault) => return Exit::TripleFault,
                 }
             }
-            if shadow {
+            // The next instruction goes before any interrupt, and if one waits, that instruction alone: in the loops of firmware (sti; nop;
+            // nop; cli) the interrupt has no other place.
+            let alone = self.single || shadow && self.link.any();
+            if shadow && !alone {
                 self.shadow = false;
             }
-            if self.single {
+            if alone {
                 if self.step().is_err() {
                     return Exit::TripleFault;
                 }

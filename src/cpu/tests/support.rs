@@ -115,7 +115,8 @@ pub fn long_mode_on(platform: Arc<Quiet>) -> (Box<Cpu>, RamBlock) {
     long_mode_of(platform, Engine::chosen())
 }
 
-fn long_mode_of(platform: Arc<Quiet>, engine: Engine) -> (Box<Cpu>, RamBlock) {
+/// Both choices.
+pub fn long_mode_of(platform: Arc<Quiet>, engine: Engine) -> (Box<Cpu>, RamBlock) {
     let (mut cpu, ram) = bare_on(platform, engine);
     put64(&ram, 0x1000, 0x2000 | 7);
     put64(&ram, 0x2000, 0x3000 | 7);
