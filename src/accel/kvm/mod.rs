@@ -30,7 +30,11 @@ use parking_lot::Mutex;
 use slots::Slots;
 pub use vcpu::KvmVcpu;
 
-use crate::{Vcpu, cpu_model::CpuModel, cpu_state::msr};
+use crate::{
+    Vcpu,
+    cpu_model::{CpuModel, Engine},
+    cpu_state::msr,
+};
 
 /// Inputs of the in-kernel IOAPIC.
 pub const GSI_COUNT: u32 = 24;
@@ -109,14 +113,21 @@ impl KvmMachine {
         memory.add_listener(self.slots.clone());
     }
 
-    /// The CPUID leaves of a vCPU. Warnings of features that the host lacks go to `warn`.
+    /// What the host's kernel offers guests, as CPUID leaves.
     ///
     /// # Errors
     /// When the kernel refuses.
+    pub fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
+        let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        Ok(supported.map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?.as_slice().to_vec())
+    }
+
+    /// The CPUID leaves of a vCPU. Warnings of features that the host lacks go to `warn`.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the model insists on features that are missing.
     pub fn cpuid(&self, model: &CpuModel, index: u32, warn: &mut dyn FnMut(String)) -> Result<Vec<kvm_cpuid_entry2>> {
-        let supported =
-            self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?;
-        Ok(model.cpuid_for_kvm(supported.as_slice(), index, warn))
+        model.cpuid(&self.supported_cpuid()?, Engine::Kvm, index, warn)
     }
 
     /// Makes a vCPU with these CPUID leaves.

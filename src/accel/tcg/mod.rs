@@ -28,7 +28,10 @@ use parking_lot::Mutex;
 use platform::TcgPlatform;
 pub use vcpu::TcgVcpu;
 
-use crate::{Vcpu, cpu_model::CpuModel};
+use crate::{
+    Vcpu,
+    cpu_model::{CpuModel, Engine},
+};
 
 /// Frequency of the guest's time-stamp counter, in kHz.
 pub const TSC_KHZ: u32 = 1_000_000;
@@ -83,11 +86,17 @@ impl TcgMachine {
         IrqLine::new(sink, 0)
     }
 
+    /// What the software CPU offers guests on this host, as CPUID leaves.
+    pub fn supported_cpuid() -> Vec<kvm_cpuid_entry2> {
+        lockstep_cpu::supported_cpuid().iter().map(entry_of).collect()
+    }
+
     /// The CPUID leaves of a vCPU. Warnings of features that are not there go to `warn`.
-    pub fn cpuid(&self, model: &CpuModel, index: u32, warn: &mut dyn FnMut(String)) -> Vec<kvm_cpuid_entry2> {
-        let supported: Vec<_> = lockstep_cpu::supported_cpuid().iter().map(entry_of).collect();
-        let mut text = |w: String| warn(w.replacen("host doesn't", "TCG doesn't", 1));
-        let mut leaves = model.cpuid_for_kvm(&supported, index, &mut text);
+    ///
+    /// # Errors
+    /// When the model insists on features that are missing.
+    pub fn cpuid(&self, model: &CpuModel, index: u32, warn: &mut dyn FnMut(String)) -> Result<Vec<kvm_cpuid_entry2>> {
+        let mut leaves = model.cpuid(&Self::supported_cpuid(), Engine::Tcg, index, warn)?;
         // The hypervisor's leaves are KVM's there.
         let word = u32::from_le_bytes(*b"TCGT");
         leaves.retain(|l| l.function >> 16 != 0x4000);
@@ -100,7 +109,7 @@ impl TcgMachine {
             ..Default::default()
         });
         leaves.push(kvm_cpuid_entry2 { function: 0x4000_0001, ..Default::default() });
-        leaves
+        Ok(leaves)
     }
 
     /// Makes a vCPU with these CPUID leaves; the machine will have `count`.

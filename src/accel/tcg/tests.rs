@@ -17,8 +17,8 @@ fn vcpu(code: &[u8]) -> (Box<dyn Vcpu>, RamList) {
     let ports = AddressSpace::ports("io", &Region::whole_space("io"));
     let tcg = TcgMachine::new(Clocks::manual());
     tcg.attach_memory(&memory, &ports, &list).unwrap();
-    let model = CpuModel::parse("qemu64").unwrap();
-    let cpuid = tcg.cpuid(&model, 0, &mut |w| panic!("{w}"));
+    let model = CpuModel::parse("qemu64", Engine::Tcg).unwrap();
+    let cpuid = tcg.cpuid(&model, 0, &mut |w| panic!("{w}")).unwrap();
     let cpu = tcg.create_vcpu(0, &cpuid, 1).unwrap();
     (cpu, list)
 }

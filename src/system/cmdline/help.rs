@@ -1,5 +1,6 @@
 //! The helps of options: what there is to choose from.
 
+use lockstep_accel::cpu_model::CpuModel;
 use lockstep_hw::core::DeviceType;
 use lockstep_qapi::{keyval, opts, schema::ObjectPropertyInfo};
 use lockstep_util::{Result, bail, err};
@@ -64,9 +65,20 @@ fn machine(o: &Occurrence) -> Result<Option<String>> {
 }
 
 fn cpus() -> String {
-    let list = lockstep_accel::cpu_model::CpuModel::list();
+    let list = CpuModel::list();
     let lines: String = list.iter().map(|(name, what)| format!("  {name:<20}  {what}\n")).collect();
-    format!("Available CPUs:\n{lines}")
+    let mut flags = String::new();
+    let mut width = 75;
+    for name in CpuModel::feature_names() {
+        if width + name.len() + 1 > 75 {
+            flags.push_str("\n ");
+            width = 1;
+        }
+        flags.push(' ');
+        flags.push_str(name);
+        width += name.len() + 1;
+    }
+    format!("Available CPUs:\n{lines}\nRecognized CPUID flags:{flags}\n\n")
 }
 
 /// A line of a help on properties.

@@ -461,7 +461,7 @@ impl Session {
     pub fn stopped(&mut self, state: RunState, cause: Option<(usize, DebugStop)>) -> Option<Vec<u8>> {
         let signal = match state {
             RunState::Debug => {
-                let Some((index, stop)) = cause else { return None };
+                let (index, stop) = cause?;
                 self.resumed = index;
                 self.general = index;
                 if let DebugStop::Watchpoint(w) = stop {

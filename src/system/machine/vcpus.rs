@@ -4,7 +4,7 @@ use std::{rc::Rc, sync::Arc};
 
 use lockstep_accel::{
     Vcpu, VcpuEvent, VcpuSet,
-    cpu_model::CpuModel,
+    cpu_model::{CpuModel, Engine},
     kvm::{KvmClock, KvmMachine, NoKvmClock},
     tcg::{TcgMachine, kvm_cpuid_entry2},
     vmstate,
@@ -41,7 +41,9 @@ impl CpuFacts {
 /// # Errors
 /// QEMU's, of the model and of the engine.
 pub(super) fn create(vm: &Rc<Vm>) -> Result<CpuFacts> {
-    let model = CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"))?.with_cores(vm.options.smp.cores);
+    let engine = if matches!(vm.accelerator, Accelerator::Tcg(_)) { Engine::Tcg } else { Engine::Kvm };
+    let model =
+        CpuModel::parse(vm.options.cpu.as_deref().unwrap_or("qemu64"), engine)?.with_cores(vm.options.smp.cores);
     match &vm.accelerator {
         Accelerator::Kvm(kvm) => create_kvm(vm, kvm, &model),
         Accelerator::Tcg(tcg) => create_tcg(vm, tcg, &model),
@@ -79,7 +81,7 @@ fn create_tcg(vm: &Rc<Vm>, tcg: &Arc<TcgMachine>, model: &CpuModel) -> Result<Cp
     let mut cpus: Vec<Box<dyn Vcpu>> = vec![];
     let mut facts = CpuFacts::default();
     for index in 0..vm.options.smp.cpus {
-        let cpuid = tcg.cpuid(model, index, &mut |w| report::warn(w));
+        let cpuid = tcg.cpuid(model, index, &mut |w| report::warn(w))?;
         facts = CpuFacts::of(&cpuid);
         cpus.push(tcg.create_vcpu(index, &cpuid, vm.options.smp.cpus as usize)?);
     }

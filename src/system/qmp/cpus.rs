@@ -1,8 +1,12 @@
 //! Processors and memory.
 
-use lockstep_accel::cpu_model::CpuModel;
-use lockstep_qapi::{Registry, cmd, schema::*};
-use lockstep_util::{Error, ErrorClass, bail, err};
+use lockstep_accel::{
+    cpu_model::{CpuModel, Engine, Property},
+    tcg::TcgMachine,
+};
+use lockstep_qapi::{Map, Registry, cmd, schema::*};
+use lockstep_util::{Error, ErrorClass, Result, bail, err};
+use serde_json::Value;
 
 use super::Ctx;
 use crate::{
@@ -12,6 +16,8 @@ use crate::{
 
 pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryCpuDefinitions>(async |vm: Ctx, _| Ok(definitions(&vm)));
+    registry.register::<cmd::QueryCpuModelExpansion>(async |vm: Ctx, a: cmd::QueryCpuModelExpansion| expand(&vm, a));
+    registry.offer_only(&[CpuModelExpansionType::Full]);
     registry.register::<cmd::QueryHotpluggableCpus>(async |vm: Ctx, _| {
         if vm.options.machine.kind == MachineKind::None {
             bail!("machine does not support hot-plugging CPUs");
@@ -34,19 +40,67 @@ pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.offer_only::<TpmType>(&[]);
 }
 
+/// A model with all its properties.
+fn expand(vm: &Vm, wanted: cmd::QueryCpuModelExpansion) -> Result<CpuModelExpansionInfo> {
+    let engine = if matches!(vm.accelerator, Accelerator::Kvm(_)) { Engine::Kvm } else { Engine::Tcg };
+    let name = wanted.model.name;
+    let mut model = CpuModel::parse(&name, engine).map_err(|_| err!("CPU model '{name}' not found"))?;
+    let mut given = Map::new();
+    match wanted.model.props {
+        None => {}
+        Some(Value::Object(members)) => given = members,
+        Some(_) => bail!("Invalid parameter type for 'model.props', expected: object"),
+    }
+    for (property, value) in &given {
+        let expected =
+            model.property(property).ok_or_else(|| err!("Property '{name}-x86_64-cpu.{property}' not found"))?;
+        let (same, kind) = match expected {
+            Property::Switch(_) => (value.is_boolean(), "boolean"),
+            Property::Number(_) => (value.is_u64(), "integer"),
+            Property::Text(_) => (value.is_string(), "string"),
+        };
+        if !same {
+            bail!("Invalid parameter type for 'model.props.{property}', expected: {kind}");
+        }
+        let text = match value {
+            Value::Bool(on) => if *on { "on" } else { "off" }.to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        model.set(property, &text)?;
+    }
+    let props = model.properties().into_iter().map(|(name, property)| {
+        let value = match property {
+            Property::Switch(on) => Value::Bool(on),
+            Property::Number(n) => Value::from(n),
+            Property::Text(text) => Value::String(text),
+        };
+        (name.to_owned(), value)
+    });
+    Ok(CpuModelExpansionInfo { model: CpuModelInfo { name, props: Some(Value::Object(props.collect())) } })
+}
+
 /// The models, as for this accelerator.
 fn definitions(vm: &Vm) -> Vec<CpuDefinitionInfo> {
     let kvm = matches!(vm.accelerator, Accelerator::Kvm(_));
-    let info = |name: &'static str| {
-        let of_host = matches!(name, "host" | "max");
+    let (engine, supported) = match &vm.accelerator {
+        Accelerator::Kvm(kvm) => (Engine::Kvm, kvm.supported_cpuid().unwrap_or_default()),
+        _ => (Engine::Tcg, TcgMachine::supported_cpuid()),
+    };
+    let info = |name: String| {
+        let of_host = matches!(name.as_str(), "host" | "max");
+        let unavailable = CpuModel::parse(&name, engine).map(|m| m.unavailable(&supported, engine)).unwrap_or_default();
         CpuDefinitionInfo {
-            name: name.to_owned(),
             migration_safe: Some(!of_host),
             static_: false,
-            unavailable_features: Some(if name == "host" && !kvm { vec!["kvm".to_owned()] } else { vec![] }),
+            unavailable_features: Some(match name.as_str() {
+                "host" if !kvm => vec!["kvm".to_owned()],
+                _ => unavailable.into_iter().map(str::to_owned).collect(),
+            }),
             typename: format!("{name}-x86_64-cpu"),
-            alias_of: CpuModel::alias(name).map(str::to_owned),
+            alias_of: CpuModel::alias(&name),
             deprecated: false,
+            name,
         }
     };
     CpuModel::type_names().into_iter().map(info).collect()

@@ -6,6 +6,7 @@ mod devices;
 mod inspect;
 mod machine;
 mod migration;
+mod paging;
 mod registers;
 
 use std::rc::Rc;
@@ -45,7 +46,7 @@ impl HmpCommand {
 /// The commands, sorted by name.
 static COMMANDS: &[&[HmpCommand]] = &[block::COMMANDS, devices::COMMANDS, machine::COMMANDS, migration::COMMANDS];
 /// What `info` shows, sorted by name.
-static INFO: &[&[HmpCommand]] = &[block::INFO, inspect::INFO, machine::INFO, migration::INFO];
+static INFO: &[&[HmpCommand]] = &[block::INFO, inspect::INFO, machine::INFO, migration::INFO, paging::INFO];
 
 fn sorted(tables: &'static [&'static [HmpCommand]]) -> Vec<&'static HmpCommand> {
     let mut all: Vec<_> = tables.iter().flat_map(|t| t.iter()).collect();
