@@ -78,6 +78,11 @@ impl DatagramConn {
         !self.diverged && (self.held.iter().any(|p| p.skipped) || !(self.held.is_empty() || self.ahead.is_empty()))
     }
 
+    /// Whether there is nothing to remember: each packet has found its counterpart.
+    pub fn is_settled(&self) -> bool {
+        !self.diverged && self.held.is_empty() && self.ahead.is_empty()
+    }
+
     pub fn flush(&mut self, ordered: &mut Vec<(u64, Frame)>, ctx: &mut Context<'_>) {
         for held in self.held.drain(..) {
             ctx.stats.released += held.datagram.frames.len() as u64;

@@ -10,30 +10,28 @@
 //! deterministic.
 
 mod datagram;
+mod flows;
 mod fragment;
 mod gate;
 mod stats;
 mod tcp;
 
+pub use flows::MAX_CONNECTIONS;
 pub use gate::IdentityGate;
 pub use stats::{CompareStats, Protocol};
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::packet::{
     Frame, FrameView, IpView, Kind, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, TcpView, VlanTags,
 };
 use datagram::DatagramConn;
+use flows::{Flow, Flows};
 use fragment::{Datagram, Reassembler};
-use tcp::TcpConn;
 
-/// The most connections that are tracked at a time.
-pub const MAX_CONNECTIONS: usize = 16384;
 /// Frames kept back while this side may not speak for the VM.
 const MAX_GATED: usize = 64;
-/// A connection without queued packets may be forgotten after this time, when room is needed.
-const IDLE_NS: i64 = 60_000_000_000;
 
 /// Settings of a [`CompareEngine`]; all may change while it runs.
 #[derive(Clone, Copy, Debug)]
@@ -116,20 +114,6 @@ struct Key {
     ports: [u8; 4],
 }
 
-#[derive(Debug)]
-enum Flow {
-    Tcp(Box<TcpConn>),
-    Datagram(DatagramConn),
-}
-
-#[derive(Debug)]
-struct Entry {
-    flow: Flow,
-    used: i64,
-    load: Load,
-    armed: bool,
-}
-
 /// What a flow holds in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Load {
@@ -169,7 +153,7 @@ impl Context<'_> {
 #[derive(Debug)]
 pub struct CompareEngine {
     config: CompareConfig,
-    flows: HashMap<Key, Entry>,
+    flows: Flows,
     gate: Arc<IdentityGate>,
     gated: VecDeque<Frame>,
     primary_fragments: Reassembler,
@@ -186,7 +170,7 @@ impl CompareEngine {
     pub fn new(config: CompareConfig, gate: Arc<IdentityGate>) -> Self {
         Self {
             config,
-            flows: HashMap::new(),
+            flows: Flows::default(),
             gate,
             gated: VecDeque::new(),
             primary_fragments: Reassembler::default(),
@@ -209,7 +193,7 @@ impl CompareEngine {
         self.config = config;
         let limit = config.max_queue;
         self.over = [0; 2];
-        for entry in self.flows.values() {
+        for entry in self.flows.all() {
             self.over[0] += usize::from(entry.load.primary_packets > limit);
             self.over[1] += usize::from(entry.load.secondary_packets > limit);
         }
@@ -298,7 +282,7 @@ impl CompareEngine {
         let limit = now - self.config.timeout_ns;
         let stale = |since: Option<i64>| since.is_some_and(|t| t <= limit);
         let mut found = None;
-        for entry in self.flows.values() {
+        for entry in self.flows.touched() {
             let seen = match &entry.flow {
                 Flow::Tcp(conn) if stale(conn.ack_lag_since()) => {
                     Some(Divergence { protocol: Protocol::Tcp, reason: Reason::AcknowledgementLags })
@@ -322,6 +306,7 @@ impl CompareEngine {
             self.stats.count_divergence(divergence.protocol, divergence.reason);
             out.checkpoint = Some(divergence);
         }
+        self.flows.forget_ended(now);
         self.release_gated(out);
     }
 
@@ -334,24 +319,16 @@ impl CompareEngine {
         let mut ordered: Vec<(u64, Frame)> = Vec::new();
         let mut ctx =
             Context { now, config: self.config, out: &mut collected, stats: &mut self.stats, order: &mut self.order };
-        for entry in self.flows.values_mut() {
-            match &mut entry.flow {
-                Flow::Tcp(conn) => conn.flush(&mut ordered, &mut ctx),
-                Flow::Datagram(conn) => conn.flush(&mut ordered, &mut ctx),
-            }
-            entry.load = Load::default();
-            entry.armed = false;
-        }
+        self.flows.untouch(|flow| match flow {
+            Flow::Tcp(conn) => conn.flush(&mut ordered, &mut ctx),
+            Flow::Datagram(conn) => conn.flush(&mut ordered, &mut ctx),
+        });
         ordered.sort_by_key(|(order, _)| *order);
         out.frames.extend(ordered.into_iter().map(|(_, frame)| frame));
         let fragments = self.primary_fragments.take();
         self.stats.released += fragments.len() as u64;
         out.frames.extend(fragments);
         self.secondary_fragments.take();
-        self.flows.retain(|_, entry| match &entry.flow {
-            Flow::Tcp(conn) => !conn.is_closed(),
-            Flow::Datagram(_) => false,
-        });
         self.waiting.clear();
         self.total = Load::default();
         self.over = [0; 2];
@@ -446,9 +423,9 @@ impl CompareEngine {
         primary: bool,
         f: impl FnOnce(&mut Flow, &mut Context<'_>),
     ) {
-        if !self.flows.contains_key(&key) {
+        if !self.flows.contains(&key) {
             if self.flows.len() >= MAX_CONNECTIONS {
-                self.forget_idle(now);
+                self.stats.forgotten += self.flows.make_room(now) as u64;
             }
             if self.flows.len() >= MAX_CONNECTIONS {
                 // All of them wait for something: a checkpoint frees them. The primary's socket is not read until then;
@@ -465,7 +442,7 @@ impl CompareEngine {
             } else {
                 Flow::Datagram(DatagramConn::new(protocol_of(key.proto)))
             };
-            self.flows.insert(key, Entry { flow, used: now, load: Load::default(), armed: false });
+            self.flows.insert(key, flow, now);
         }
         self.run_flow(key, now, out, f);
     }
@@ -497,22 +474,7 @@ impl CompareEngine {
             self.over[over] += usize::from(new > limit);
         }
         self.stats.held_packets_max = self.stats.held_packets_max.max(self.total.primary_packets);
-    }
-
-    fn forget_idle(&mut self, now: i64) {
-        let before = self.flows.len();
-        self.flows.retain(|_, e| e.load != Load::default() || now - e.used < IDLE_NS);
-        if self.flows.len() == before {
-            let mut used: Vec<i64> =
-                self.flows.values().filter(|e| e.load == Load::default()).map(|e| e.used).collect();
-            if used.is_empty() {
-                return;
-            }
-            let middle = used.len() / 2;
-            let median = *used.select_nth_unstable(middle).1;
-            self.flows.retain(|_, e| e.load != Load::default() || e.used > median);
-        }
-        self.stats.forgotten += (before - self.flows.len()) as u64;
+        self.flows.settle(key, now);
     }
 }
 

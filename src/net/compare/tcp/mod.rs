@@ -146,6 +146,8 @@ pub(super) struct TcpConn {
     ack_lag: Option<i64>,
     /// An abort that was released: sequence and acknowledgement number.
     aborted: Option<(u32, u32)>,
+    /// A FIN was released.
+    finished: bool,
     /// The head of the queue is covered by the secondary to this point, since then.
     partial: Option<(u32, i64)>,
     diverged: bool,
@@ -217,8 +219,16 @@ impl TcpConn {
     }
 
     /// Whether the guest has aborted the connection.
-    pub fn is_closed(&self) -> bool {
+    pub fn is_aborted(&self) -> bool {
         self.aborted.is_some()
+    }
+
+    /// Whether the network has heard the last of this connection from the guest, by a FIN or an abort, and nothing waits.
+    /// What may come still are repetitions, and acknowledgements of a peer that has not ended its direction.
+    pub fn has_ended(&self) -> bool {
+        let waits = self.head().is_some() || self.ack_lag.is_some() || self.pending.is_some();
+        let unpaired = !self.secondary.next.is_empty() || self.secondary.control_since.is_some();
+        (self.finished || self.aborted.is_some()) && !waits && !unpaired && self.secondary.stream.bytes() == 0
     }
 
     /// A checkpoint: the secondary is a copy of the primary now. Everything held goes to `ordered` with its place in the
@@ -443,6 +453,7 @@ impl TcpConn {
         self.template = Some(Template::new(&held.frame, &held.ip, tcp));
         (self.isn, self.syn_waits) = (Some(tcp.seq), true);
         (self.released, self.pending, self.aborted, self.partial) = (None, None, None, None);
+        self.finished = false;
         for frame in next {
             if let Some(tcp) = reparse(&frame) {
                 self.secondary_segment(frame, tcp, ctx);
@@ -567,6 +578,7 @@ impl TcpConn {
             let end = end_of(&tcp);
             let released = self.released.map_or(end, |old| later(old, end));
             self.released = Some(released);
+            self.finished |= tcp.has(flags::FIN);
             s.stream.trim(released);
             if tcp.has(flags::SYN) {
                 self.syn_waits = false;

@@ -4,6 +4,7 @@ use crate::packet::testing::*;
 
 mod cases;
 mod connections;
+mod ended;
 mod random;
 
 const MS: i64 = 1_000_000;
