@@ -1,5 +1,6 @@
 //! What uses a character device: a writer for any thread, and a stream of input and events on the user's own context.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -159,6 +160,13 @@ impl CharWriter {
     /// Bytes taken for sending on this connection, sent or queued.
     pub fn accepted(&self) -> u64 {
         self.shared.accepted()
+    }
+
+    /// What the reader at the other end of a loopback of this process offers instead of bytes (see
+    /// [`CharStream::offer_direct`]), if it is of this type and all that was sent before has been dealt with: then what is
+    /// handed over this way comes after it. For the only writer of the device.
+    pub fn direct<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        self.shared.direct()?.downcast().ok()
     }
 
     /// Waits until the queue has become shorter or the connection is gone.
@@ -341,6 +349,15 @@ impl CharStream {
         }
     }
 
+    /// Offers the writer at the other end of a loopback of this process a way past the bytes, and past this stream's
+    /// thread: what `direct` is, both have to agree on. To be called when all that was read has been dealt with; what is
+    /// written as bytes after all ends the offer until then. Does nothing on other connections.
+    pub fn offer_direct(&self, direct: &Arc<dyn Any + Send + Sync>) {
+        if let Some(Port { input: Input::Memory(pipe), .. }) = &self.port {
+            pipe.offer(direct);
+        }
+    }
+
     /// Bytes read on this connection so far.
     pub fn received(&self) -> u64 {
         self.shared.received()
@@ -362,6 +379,9 @@ impl CharStream {
 
 impl Drop for CharStream {
     fn drop(&mut self) {
+        if let Some(Port { input: Input::Memory(pipe), .. }) = &self.port {
+            pipe.withdraw();
+        }
         self.stopped.set(true);
         self.shared.flush.notify_one();
         if self.owns {

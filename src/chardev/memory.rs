@@ -1,6 +1,7 @@
 //! Loopback without the kernel: when a client of this machine connects to a listener of this machine, both ends exchange
 //! their sockets for a pair of queues, before the first byte.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -16,6 +17,9 @@ use crate::shared::Shared;
 /// Bytes in one direction beyond which nothing more is taken.
 const LIMIT: usize = 1 << 20;
 
+/// What a reader offers its writer instead of bytes: see [`crate::CharStream::offer_direct`].
+pub(crate) type Direct = Arc<dyn Any + Send + Sync>;
+
 /// One direction.
 #[derive(Debug, Default)]
 pub(crate) struct Pipe {
@@ -30,6 +34,8 @@ pub(crate) struct Pipe {
 struct PipeState {
     bytes: VecDeque<u8>,
     closed: bool,
+    /// Set only while the reader has nothing to do: no bytes are here, and none are in its hands.
+    direct: Option<Direct>,
 }
 
 impl Pipe {
@@ -38,6 +44,7 @@ impl Pipe {
         if state.bytes.is_empty() {
             return if state.closed { Ok(0) } else { Err(io::ErrorKind::WouldBlock.into()) };
         }
+        state.direct = None;
         let was_full = state.bytes.len() >= LIMIT;
         let n = io::Read::read(&mut state.bytes, buf)?;
         let m = if n < buf.len() { io::Read::read(&mut state.bytes, &mut buf[n..])? } else { 0 };
@@ -76,9 +83,34 @@ impl Pipe {
     }
 
     fn close(&self) {
-        self.state.lock().closed = true;
+        let mut state = self.state.lock();
+        state.closed = true;
+        // Dropped with the lock free: nobody knows what it does then.
+        let direct = state.direct.take();
+        drop(state);
+        drop(direct);
         self.readable.notify_one();
         self.writable.notify_one();
+    }
+
+    /// The reader, which has dealt with all that it read, offers a way past the bytes, unless more have come.
+    pub fn offer(&self, direct: &Direct) {
+        let mut state = self.state.lock();
+        if state.bytes.is_empty() && !state.closed && state.direct.is_none() {
+            state.direct = Some(direct.clone());
+        }
+    }
+
+    /// The reader takes its offer back.
+    pub fn withdraw(&self) {
+        let direct = self.state.lock().direct.take();
+        drop(direct);
+    }
+
+    /// What the reader offers, if nothing that was written is still on its way.
+    pub fn direct(&self) -> Option<Direct> {
+        let state = self.state.lock();
+        state.direct.clone().filter(|_| state.bytes.is_empty())
     }
 
     /// Whether reading would not have to wait.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::link::Link;
-use crate::memory::{MemoryEnd, Pipe};
+use crate::memory::{Direct, MemoryEnd, Pipe};
 
 /// Bytes queued for a peer that does not read, beyond which nothing more is taken.
 pub(crate) const QUEUE_LIMIT: usize = 1 << 20;
@@ -229,6 +229,15 @@ impl Shared {
         drop(state);
         self.flush.notify_one();
         Ok(())
+    }
+
+    /// What the reader at the other end of a loopback offers instead of bytes, if all that was sent has been dealt with.
+    pub fn direct(&self) -> Option<Direct> {
+        let state = self.state.lock();
+        match state.link.as_deref() {
+            Some(Link::Memory(end)) if state.queue.is_empty() => end.output.direct(),
+            _ => None,
+        }
     }
 
     /// Moves queued bytes on: true if none are left.

@@ -501,3 +501,36 @@ fn a_loopback_pair_keeps_order_and_bounds_without_the_kernel() {
         assert!(filename(&registry, "s").starts_with("disconnected:"));
     });
 }
+
+#[test]
+fn a_reader_offers_a_way_past_the_bytes_only_while_none_are_on_their_way() {
+    run(|registry| async move {
+        made(&registry, "s", "socket,host=127.0.0.1,port=0,server=on,wait=off").await;
+        let port = port_of(&filename(&registry, "s"));
+        made(&registry, "c", &format!("socket,host=127.0.0.1,port={port}")).await;
+        let mut server = registry.attach("s").unwrap().into_stream();
+        let writer = registry.attach("c").unwrap().into_output().writer();
+        while registry.loopback_peer("c").is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(server.event(true).await, StreamEvent::Opened);
+        tokio::task::yield_now().await;
+        // Looks at the connection once more, which has become a pair of queues meanwhile.
+        assert!(tokio::time::timeout(Duration::from_millis(1), server.event(true)).await.is_err());
+        let way: std::sync::Arc<dyn std::any::Any + Send + Sync> = std::sync::Arc::new(7u32);
+        assert_eq!(writer.direct::<u32>(), None);
+        server.offer_direct(&way);
+        assert_eq!(writer.direct::<u32>().as_deref(), Some(&7));
+        assert_eq!(writer.direct::<String>(), None, "both have to agree on what it is");
+        writer.send(&[IoSlice::new(b"bytes")]).unwrap();
+        assert_eq!(writer.direct::<u32>(), None, "they come first");
+        server.offer_direct(&way);
+        assert_eq!(writer.direct::<u32>(), None);
+        assert_eq!(read(&mut server, 5).await, b"bytes");
+        assert_eq!(writer.direct::<u32>(), None, "the reader still has them in its hands");
+        server.offer_direct(&way);
+        assert!(writer.direct::<u32>().is_some());
+        drop(server);
+        assert_eq!(writer.direct::<u32>(), None);
+    });
+}

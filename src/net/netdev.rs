@@ -113,17 +113,28 @@ impl Netdev {
     }
 
     /// A frame from the backend's host side. A COLO secondary hears the network by the mirror alone.
-    pub fn from_host(self: &Arc<Self>, mut data: Vec<u8>, vnet_len: usize) {
-        if data.len() < MIN_FRAME + vnet_len {
-            data.resize(MIN_FRAME + vnet_len, 0);
-        }
-        let frame = Frame::with_vnet(data, vnet_len);
+    pub fn from_host(self: &Arc<Self>, data: Vec<u8>, vnet_len: usize) {
+        let frame = Frame::with_vnet(padded(data, vnet_len), vnet_len);
         if self.is_silent() {
             self.silenced.fetch_add(1, Ordering::Relaxed);
             self.unheard.lock().push(frame);
             return;
         }
         self.enter(frame, Direction::Tx);
+    }
+
+    /// Frames from the backend's host side that came at once. Each filter sees them in their order, as if one had followed
+    /// the other; a mirror sends them as one piece.
+    pub fn all_from_host(self: &Arc<Self>, batch: &mut Vec<Vec<u8>>) {
+        if batch.len() < 2 || self.is_silent() {
+            batch.drain(..).for_each(|data| self.from_host(data, 0));
+            return;
+        }
+        let mut frames: Vec<Frame> = batch.drain(..).map(|data| Frame::new(padded(data, 0))).collect();
+        for node in self.chain().iter().filter(|node| node.handles(Direction::Tx)) {
+            node.receive_all(&mut frames, Direction::Tx);
+        }
+        frames.into_iter().for_each(|frame| self.to_nic(frame));
     }
 
     /// The secondary has taken over: its guest hears what came while it was silent.
@@ -159,7 +170,7 @@ impl Netdev {
             if !node.handles(direction) {
                 continue;
             }
-            match node.receive(frame, direction, self) {
+            match node.receive(frame, direction) {
                 Some(passed) => frame = passed,
                 None => return,
             }
@@ -229,6 +240,13 @@ impl Netdev {
     pub fn dropped(&self) -> u64 {
         self.incoming.dropped()
     }
+}
+
+fn padded(mut data: Vec<u8>, vnet_len: usize) -> Vec<u8> {
+    if data.len() < MIN_FRAME + vnet_len {
+        data.resize(MIN_FRAME + vnet_len, 0);
+    }
+    data
 }
 
 impl std::fmt::Debug for Netdev {

@@ -75,6 +75,11 @@ impl FrameReader {
         Ok(())
     }
 
+    /// Whether no frame has begun.
+    pub fn is_between_frames(&self) -> bool {
+        self.head_have == 0
+    }
+
     /// A frame that has begun is not given out when it is complete.
     pub fn discard_partial(&mut self) {
         self.discard = self.head_have > 0;

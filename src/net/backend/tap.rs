@@ -226,6 +226,7 @@ async fn flush(fd: AsyncFd<OwnedFd>, sink: Arc<TapSink>) {
 async fn read(fd: AsyncFd<OwnedFd>, netdev: Arc<Netdev>, vnet: usize) {
     let mut running = netdev.world.running.subscribe();
     let mut buf = vec![0; MAX_READ];
+    let mut batch = Vec::new();
     loop {
         let silent = netdev.is_silent();
         if !silent && !*running.borrow_and_update() {
@@ -239,21 +240,26 @@ async fn read(fd: AsyncFd<OwnedFd>, netdev: Arc<Netdev>, vnet: usize) {
             continue;
         }
         let Ok(mut guard) = fd.readable().await else { return };
-        for _ in 0..FRAMES_AT_ONCE {
+        let mut failed = false;
+        while batch.len() < FRAMES_AT_ONCE {
             let result = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buf[..])?));
             match result {
-                Ok(Ok(n)) if n > vnet => netdev.from_host(buf[vnet..n].to_vec(), 0),
+                Ok(Ok(n)) if n > vnet => batch.push(buf[vnet..n].to_vec()),
                 Ok(Ok(0)) => return,
                 Ok(Ok(_)) => {}
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
                 Ok(Err(e)) => {
-                    // The interface is down or gone; it may come back.
                     tracing::debug!("{}: {e}", netdev.id);
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                    failed = true;
                     break;
                 }
                 Err(_) => break,
             }
+        }
+        netdev.all_from_host(&mut batch);
+        if failed {
+            // The interface is down or gone; it may come back.
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         tokio::task::yield_now().await;
     }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::CheckpointNotifier;
 use crate::compare::{CompareConfig, CompareEngine, CompareStats, IdentityGate, Output};
+use crate::filter::Inlet;
 use crate::packet::Frame;
 use crate::wire::{self, FrameReader};
 
@@ -265,6 +266,14 @@ impl Task {
                     }
                 }
             }
+        }
+        if self.released.frames.is_empty() && self.outgoing.is_empty() {
+            return;
+        }
+        let inlet = if self.outgoing.is_empty() { self.out.direct::<Inlet>() } else { None };
+        if let Some(inlet) = inlet.filter(|inlet| inlet.suits(self.settings.vnet)) {
+            self.released.frames.drain(..).for_each(|frame| inlet.take(frame));
+            return;
         }
         self.outgoing.extend(self.released.frames.drain(..));
         while !self.outgoing.is_empty() {

@@ -9,6 +9,9 @@ use lockstep_util::report;
 use crate::packet::Frame;
 use crate::wire;
 
+/// Bytes that are sent at once. The queue of a peer that does not read takes a piece or refuses it as a whole.
+const PIECE: usize = 64 << 10;
+
 /// A mirror.
 #[derive(Debug)]
 pub(crate) struct Mirror {
@@ -32,25 +35,51 @@ impl Mirror {
     }
 
     pub fn copy(&self, frame: &Frame) {
-        if let Err(e) = send(&self.out, frame, self.vnet_support) {
-            complain(&self.lost, "filter mirror", &e);
+        self.copy_all(std::slice::from_ref(frame));
+    }
+
+    /// Copies frames that came at once, as one piece if they fit into one.
+    pub fn copy_all(&self, frames: &[Frame]) {
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let more = |frame: &&Frame| {
+                bytes += frame.data.len();
+                bytes <= PIECE
+            };
+            let (piece, later) = rest.split_at(rest.iter().take_while(more).count().max(1));
+            if let Err(e) = send(&self.out, piece, self.vnet_support) {
+                complain(&self.lost, piece.len() as u64, "filter mirror", &e);
+            }
+            rest = later;
         }
     }
 }
 
-/// Sends a frame as one piece.
-pub(super) fn send(out: &CharWriter, frame: &Frame, vnet_support: bool) -> io::Result<()> {
-    if frame.data.is_empty() {
-        return Ok(());
+/// Sends frames as one piece.
+pub(super) fn send(out: &CharWriter, frames: &[Frame], vnet_support: bool) -> io::Result<()> {
+    match frames {
+        [] => Ok(()),
+        [frame] => {
+            let (head, n) = wire::header(frame, vnet_support);
+            out.send(&[IoSlice::new(&head[..n]), IoSlice::new(&frame.data)])
+        }
+        _ => {
+            let heads: Vec<_> = frames.iter().map(|frame| wire::header(frame, vnet_support)).collect();
+            let mut slices = Vec::with_capacity(2 * frames.len());
+            for ((head, n), frame) in heads.iter().zip(frames) {
+                slices.push(IoSlice::new(&head[..*n]));
+                slices.push(IoSlice::new(&frame.data));
+            }
+            out.send(&slices)
+        }
     }
-    let (head, n) = wire::header(frame, vnet_support);
-    out.send(&[IoSlice::new(&head[..n]), IoSlice::new(&frame.data)])
 }
 
-/// Says that frames are lost: at the first, and at every power of two, since it may be a flood.
-pub(super) fn complain(lost: &AtomicU64, who: &str, error: &io::Error) {
-    let count = lost.fetch_add(1, Ordering::Relaxed) + 1;
-    if count.is_power_of_two() {
+/// Says that `more` frames are lost: at the first, and at every power of two, since it may be a flood.
+pub(super) fn complain(lost: &AtomicU64, more: u64, who: &str, error: &io::Error) {
+    let before = lost.fetch_add(more, Ordering::Relaxed);
+    if before.checked_ilog2() != (before + more).checked_ilog2() {
         let why = match error.kind() {
             io::ErrorKind::NotConnected => "Operation not permitted".to_owned(),
             io::ErrorKind::WouldBlock => "Resource temporarily unavailable".to_owned(),

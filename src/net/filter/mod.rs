@@ -15,7 +15,7 @@ use lockstep_util::{Result, bail};
 pub(crate) use buffer::Buffer;
 pub(crate) use dump::Dump;
 pub(crate) use mirror::Mirror;
-pub(crate) use redirector::{InputCommand, Redirector, inject};
+pub(crate) use redirector::{Inlet, InputCommand, Redirector, inject};
 pub(crate) use rewriter::RewriterFilter;
 
 use crate::netdev::{Direction, Netdev};
@@ -71,9 +71,16 @@ impl FilterNode {
         }
     }
 
+    /// Shows packets that came at once to the filter; what is left goes on.
+    pub fn receive_all(&self, frames: &mut Vec<Frame>, direction: Direction) {
+        if let Action::Mirror(mirror) = &self.action {
+            return mirror.copy_all(frames);
+        }
+        *frames = frames.drain(..).filter_map(|frame| self.receive(frame, direction)).collect();
+    }
+
     /// Shows a packet to the filter; what comes back goes on.
-    pub fn receive(&self, frame: Frame, direction: Direction, netdev: &Arc<Netdev>) -> Option<Frame> {
-        let _ = netdev;
+    pub fn receive(&self, frame: Frame, direction: Direction) -> Option<Frame> {
         match &self.action {
             Action::Mirror(mirror) => {
                 mirror.copy(&frame);

@@ -1,5 +1,6 @@
 //! `filter-redirector`: sends packets to a character device instead of on their way, and brings packets from one in.
 
+use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -60,10 +61,32 @@ impl Redirector {
             return Some(frame);
         }
         // What cannot be sent is lost: it must never go on, where nobody has compared it.
-        if let Err(e) = send(out, &frame, self.vnet_support) {
-            complain(&self.lost, "filter redirector", &e);
+        if let Err(e) = send(out, std::slice::from_ref(&frame), self.vnet_support) {
+            complain(&self.lost, 1, "filter redirector", &e);
         }
         None
+    }
+}
+
+/// Where a comparison in this process puts what it releases, from its own thread: bytes, and a thread that turns them into
+/// frames again, would only cost time. Offered on the redirector's input device.
+pub(crate) struct Inlet {
+    node: Weak<FilterNode>,
+    netdev: Arc<Netdev>,
+    vnet_support: bool,
+}
+
+impl Inlet {
+    /// Whether frames mean the same at both ends of the device.
+    pub fn suits(&self, vnet_support: bool) -> bool {
+        self.vnet_support == vnet_support
+    }
+
+    /// Sends a frame on its way to the network, behind the redirector.
+    pub fn take(&self, frame: Frame) {
+        if let Some(node) = self.node.upgrade().filter(|node| node.is_on()) {
+            self.netdev.pass_on(frame, Direction::Rx, &node);
+        }
     }
 }
 
@@ -107,7 +130,15 @@ pub(crate) async fn inject(
         buf: vec![0; READ_SIZE],
     };
     let to_guest = node.faces(Direction::Tx);
+    // Frames for the card wait where they are while it takes none.
+    let inlet: Option<Arc<dyn Any + Send + Sync>> = (!to_guest).then(|| {
+        let vnet_support = redirector.vnet_support;
+        Arc::new(Inlet { node: input.node.clone(), netdev: input.netdev.clone(), vnet_support }) as _
+    });
     loop {
+        if let Some(inlet) = inlet.as_ref().filter(|_| !input.broken && input.reader.is_between_frames()) {
+            input.stream.offer_direct(inlet);
+        }
         // Only what is for the card has to wait for it.
         let want = !input.broken && !input.held && (!to_guest || input.netdev.has_room());
         tokio::select! {

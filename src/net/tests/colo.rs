@@ -144,6 +144,81 @@ fn a_primary_that_has_lost_its_peer_says_nothing_until_the_comparison_is_taken_a
     });
 }
 
+#[test]
+fn what_is_released_reaches_the_network_without_the_main_context() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        // The first ones may go as bytes, until both ends know of each other.
+        for n in 0..3u8 {
+            for machine in [p, s] {
+                machine.peer.send(udp(&[n]).data);
+            }
+            assert_eq!(p.next_on_wire().await, udp(&[n]).data);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let mut buf = [0; 2000];
+        for n in 0..100u8 {
+            for machine in [p, s] {
+                machine.peer.send(udp(&[n, n]).data);
+            }
+            // This thread is the main context, and stands still here.
+            let length = p.wire.recv(&mut buf).expect("it came");
+            assert_eq!(buf[..length], udp(&[n, n]).data);
+        }
+        // A redirector that is switched off takes what comes, and lets none of it on.
+        p.net.filter("redire0").unwrap().set("status", &json!("off")).unwrap();
+        for machine in [p, s] {
+            machine.peer.send(udp(b"off").data);
+        }
+        until_released(p, 104).await;
+        assert!(p.wire_is_quiet());
+        p.net.filter("redire0").unwrap().set("status", &json!("on")).unwrap();
+        for machine in [p, s] {
+            machine.peer.send(udp(b"on").data);
+        }
+        assert_eq!(p.next_on_wire().await, udp(b"on").data);
+        // One that is gone leaves frames where nobody reads them.
+        p.net.remove_object("redire0").await.unwrap();
+        for machine in [p, s] {
+            machine.peer.send(udp(b"gone").data);
+        }
+        until_released(p, 106).await;
+        assert!(p.wire_is_quiet());
+    });
+}
+
+#[test]
+fn released_frames_keep_their_order_while_the_redirector_comes_to_know_of_the_comparison() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        for round in 0..20u8 {
+            p.net.remove_object("redire0").await.unwrap();
+            // These wait as bytes in the loopback.
+            for n in 0..20 {
+                for machine in [p, s] {
+                    machine.peer.send(udp(&[round, n]).data);
+                }
+            }
+            until_released(p, u64::from(round) * 40 + 20).await;
+            p.object(json!({"qom-type": "filter-redirector", "id": "redire0", "netdev": "hn0", "queue": "rx",
+                "position": "id=m0", "indev": "compare_out"}))
+                .unwrap();
+            let (guests, sender) = ([p.peer.clone(), s.peer.clone()], tokio::task::spawn_blocking);
+            let sent = sender(move || {
+                for n in 20..40 {
+                    guests.iter().for_each(|guest| guest.send(udp(&[round, n]).data));
+                }
+            });
+            for n in 0..40 {
+                assert_eq!(p.next_on_wire().await, udp(&[round, n]).data);
+            }
+            sent.await.unwrap();
+        }
+    });
+}
+
 async fn until_released(machine: &Machine, count: u64) {
     for _ in 0..1000 {
         if machine.net.compare_stats().await["comp0"].released >= count {

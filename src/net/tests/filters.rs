@@ -336,3 +336,45 @@ fn two_stream_backends_talk() {
         assert_eq!(net.remove_netdev("a").await.unwrap_err().message(), "Device 'a' not found");
     });
 }
+
+#[test]
+fn frames_that_come_at_once_are_mirrored_and_delivered_in_their_order() {
+    run(|| async {
+        let m = Machine::new().await;
+        m.chardev("socket,id=mirror0,host=127.0.0.1,port=0,server=on,wait=off").await;
+        m.chardev(&format!("socket,id=peer,host=127.0.0.1,port={}", m.port_of("mirror0"))).await;
+        m.object(json!({"qom-type": "filter-rewriter", "id": "rew0", "netdev": "hn0", "queue": "all"})).unwrap();
+        m.object(json!({"qom-type": "filter-mirror", "id": "m0", "netdev": "hn0", "queue": "tx", "outdev": "mirror0"}))
+            .unwrap();
+        let mut mirrored = m.chardevs.attach("peer").unwrap().into_stream();
+        until(|| m.chardevs.query()[0].filename.contains("<->")).await;
+        let shared = m.net.inner.netdevs.borrow()["hn0"].shared.clone();
+        // More than goes in one piece, a short one that is padded, and one alone.
+        let frame = |n: usize| [plain(&format!("n{n}")), vec![n as u8; 3000]].concat();
+        let frames: Vec<_> = (0..50).map(frame).collect();
+        let mut batch = [frames.clone(), vec![b"short".to_vec()]].concat();
+        shared.all_from_host(&mut batch);
+        assert!(batch.is_empty());
+        shared.all_from_host(&mut vec![plain("alone")]);
+        let short = [&b"short"[..], &[0; 55]].concat();
+        let all = [frames, vec![short, plain("alone")]].concat();
+        assert_eq!(*m.card.got.lock(), all);
+        let bytes: Vec<u8> = all.iter().flat_map(|f| [&(f.len() as u32).to_be_bytes()[..], f].concat()).collect();
+        assert_eq!(read(&mut mirrored, bytes.len()).await, bytes);
+    });
+}
+
+#[test]
+fn frames_that_find_no_room_in_the_mirrors_queue_are_counted_one_by_one() {
+    run(|| async {
+        let m = Machine::new().await;
+        m.chardev("socket,id=mirror0,host=127.0.0.1,port=0,server=on,wait=off").await;
+        m.object(json!({"qom-type": "filter-mirror", "id": "m0", "netdev": "hn0", "queue": "tx", "outdev": "mirror0"}))
+            .unwrap();
+        let shared = m.net.inner.netdevs.borrow()["hn0"].shared.clone();
+        // Nobody is connected.
+        shared.all_from_host(&mut (0..7).map(|n| plain(&n.to_string())).collect());
+        assert_eq!(m.card.got.lock().len(), 7);
+        assert_eq!(m.net.losses()["hn0/m0"], 7);
+    });
+}
