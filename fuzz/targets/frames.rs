@@ -50,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
                 engine.scan(now, &mut out);
             }
             _ => {
-                let table = rewriter.table();
+                let table = rewriter.table(now);
                 rewriter.failover();
                 rewriter.checkpoint(&table);
                 engine.flush(now, &mut out);

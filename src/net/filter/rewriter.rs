@@ -37,7 +37,7 @@ impl RewriterFilter {
     }
 
     pub fn table(&self) -> RewriterTable {
-        self.engine.lock().table()
+        self.engine.lock().table(self.clocks.now_ns(Clock::Realtime))
     }
 }
 

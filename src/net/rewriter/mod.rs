@@ -191,8 +191,9 @@ impl Rewriter {
         again
     }
 
-    /// The connections whose numbers inside the guest differ from the network's.
-    pub fn table(&self) -> RewriterTable {
+    /// The connections whose numbers inside the guest differ from the network's, without those that closed long before `now`.
+    pub fn table(&mut self, now: i64) -> RewriterTable {
+        self.forget_closed(now);
         let differing = self.connections.iter().filter(|(_, c)| !c.is_plain());
         RewriterTable { connections: differing.map(|(key, c)| (*key, c.translation)).collect() }
     }
@@ -245,10 +246,14 @@ impl Rewriter {
     fn sweep(&mut self, now: i64) {
         self.since_sweep += 1;
         if self.since_sweep >= SWEEP {
-            self.since_sweep = 0;
-            self.connections.retain(|_, c| !c.is_closed() || now - c.used < LINGER_NS);
-            self.count_kept();
+            self.forget_closed(now);
         }
+    }
+
+    fn forget_closed(&mut self, now: i64) {
+        self.since_sweep = 0;
+        self.connections.retain(|_, c| !c.is_closed() || now - c.used < LINGER_NS);
+        self.count_kept();
     }
 
     fn count_kept(&mut self) {

@@ -194,7 +194,7 @@ fn a_connection_lives_on_through_two_role_swaps() {
     let mut first = Bench::opened(false);
     first.tx_frame(seg(ACK, 101, 5001, b"").ts(5, 30_100));
     first.rewriter.failover();
-    let json = serde_json::to_string(&first.rewriter.table()).unwrap();
+    let json = serde_json::to_string(&first.rewriter.table(0)).unwrap();
     let mut second = Bench::new();
     second.rewriter.checkpoint(&serde_json::from_str(&json).unwrap());
     // The second guest is a copy of the first: the same numbers inside, the same outside.
@@ -205,7 +205,19 @@ fn a_connection_lives_on_through_two_role_swaps() {
     assert_eq!(first.tx_frame(segment.clone()), second.tx_frame(segment));
     second.rewriter.failover();
     assert_eq!(second.rx(seg(ACK, 9002, 101, b"y")), (5002, 101));
-    assert_eq!(second.rewriter.table().connections.len(), 1);
+    assert_eq!(second.rewriter.table(0).connections.len(), 1);
+}
+
+#[test]
+fn a_connection_that_closed_long_ago_does_not_travel_with_checkpoints() {
+    let mut b = Bench::opened(false);
+    b.rewriter.failover();
+    b.rx(seg(FIN | ACK, 9001, 101, b""));
+    assert_eq!(b.rewriter.table(2 * LINGER_NS).connections.len(), 1, "its peer may go on");
+    b.tx(seg(FIN | ACK, 101, 5002, b""));
+    assert_eq!(b.rewriter.table(LINGER_NS - 1).connections.len(), 1);
+    assert_eq!(b.rewriter.table(LINGER_NS).connections.len(), 0);
+    assert!(b.rewriter.is_empty());
 }
 
 #[test]
