@@ -80,13 +80,15 @@ impl CharFrontend {
         context.spawn(move || async move { serve(CharStream::new(shared, attachment, false), handlers).await });
     }
 
-    /// For a frontend that only writes: moves what the peer does not take at once, on the calling context.
+    /// For a frontend that only writes: moves what the peer does not take at once, and notices when it goes, on the calling
+    /// context.
     ///
     /// # Panics
     /// Outside a context.
     pub fn start_output(&self) {
         let stopped = Rc::new(Cell::new(false));
         tokio::task::spawn_local(flush(self.shared.clone(), self.attachment, stopped));
+        tokio::task::spawn_local(watch(self.shared.clone(), self.attachment));
         self.shared.flush.notify_one();
     }
 
@@ -438,6 +440,38 @@ async fn flush(shared: Arc<Shared>, attachment: usize, stopped: Rc<Cell<bool>>) 
             shared.flush.notify_one();
             return;
         }
+    }
+}
+
+/// Ends connections whose peer has gone, for a frontend that never reads: otherwise the next thing that it says would be lost
+/// before anybody knows, and a client would not connect again until then.
+async fn watch(shared: Arc<Shared>, attachment: usize) {
+    while shared.holds(attachment) && !shared.is_removed() {
+        let changed = shared.reader.notified();
+        let connection = shared.link().and_then(|(generation, link)| {
+            let (Link::Socket(fd) | Link::Local { fd, .. }) = &*link else { return None };
+            Some((generation, register(fd.try_clone().ok()?, Interest::READABLE).ok()?))
+        });
+        match connection {
+            Some((generation, fd)) => tokio::select! {
+                biased;
+                () = changed => {}
+                () = hung_up(&fd) => shared.close(generation),
+            },
+            None => changed.await,
+        }
+    }
+    // As in `flush`.
+    shared.reader.notify_one();
+}
+
+/// Waits until the peer of a socket will say nothing more. What it has said stays unread.
+async fn hung_up(fd: &AsyncFd<OwnedFd>) {
+    while let Ok(mut guard) = fd.ready(Interest::READABLE).await {
+        if guard.ready().is_read_closed() {
+            return;
+        }
+        guard.clear_ready();
     }
 }
 

@@ -534,3 +534,27 @@ fn a_reader_offers_a_way_past_the_bytes_only_while_none_are_on_their_way() {
         assert_eq!(writer.direct::<u32>(), None);
     });
 }
+
+#[test]
+fn a_frontend_that_only_writes_notices_when_its_peer_goes_and_a_client_connects_again() {
+    run(|registry| async move {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        made(&registry, "c", &format!("socket,host=127.0.0.1,port={port},reconnect-ms=10")).await;
+        let frontend = registry.attach("c").unwrap();
+        frontend.start_output();
+        for round in 0..3 {
+            let accepted = listener.try_clone().unwrap();
+            let mut peer = tokio::task::spawn_blocking(move || accepted.accept().unwrap().0).await.unwrap();
+            while !frontend.is_open() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // What nobody reads is no end.
+            peer.write_all(b"unexpected").unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(frontend.is_open(), "round {round}");
+            assert!(frontend.write(b"heard"));
+            peer.read_exact(&mut [0; 5]).unwrap();
+        }
+    });
+}

@@ -9,7 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::compare::IdentityGate;
-use crate::filter::FilterNode;
+use crate::filter::{Action, FilterNode};
 use crate::packet::Frame;
 use crate::queue::PacketQueue;
 use crate::unheard::Unheard;
@@ -221,9 +221,13 @@ impl Netdev {
         self.world.secondary.load(Ordering::Acquire) && self.chain.read().iter().any(|node| node.injects_to_guest())
     }
 
-    /// Whether more frames for the card may be read from where they come from.
+    /// Whether more frames for the card may be read from where they come from: the card takes them, and so do the mirrors.
     pub fn has_room(&self) -> bool {
-        self.incoming.has_room()
+        let takes = |node: &Arc<FilterNode>| match &node.action {
+            Action::Mirror(mirror) => !node.handles(Direction::Tx) || mirror.has_room(),
+            _ => true,
+        };
+        self.incoming.has_room() && self.chain.read().iter().all(takes)
     }
 
     /// Forgets frames that the card has not taken; how many there were.

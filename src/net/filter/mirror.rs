@@ -2,9 +2,11 @@
 
 use std::io::{self, IoSlice};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use lockstep_chardev::CharWriter;
 use lockstep_util::report;
+use parking_lot::Mutex;
 
 use crate::packet::Frame;
 use crate::wire;
@@ -12,21 +14,46 @@ use crate::wire;
 /// Bytes that are sent at once. The queue of a peer that does not read takes a piece or refuses it as a whole.
 const PIECE: usize = 64 << 10;
 
+/// With so many bytes queued, sources that can wait should: a frame that neither guest has heard is repeated for both, one that
+/// only the other guest misses keeps the pair apart until it is repeated.
+const HIGH_WATER: usize = 256 << 10;
+/// How long they wait for a peer that takes nothing. It may be frozen, and whoever goes on alone must not depend on it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A mirror.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     out: CharWriter,
     vnet_support: bool,
     lost: AtomicU64,
+    /// The fewest bytes that were queued since sources wait, and since when.
+    full: Mutex<Option<(usize, Instant)>>,
 }
 
 impl Mirror {
     pub fn new(out: CharWriter, vnet_support: bool) -> Self {
-        Self { out, vnet_support, lost: AtomicU64::new(0) }
+        Self { out, vnet_support, lost: AtomicU64::new(0), full: Mutex::new(None) }
     }
 
     pub fn writer(&self) -> &CharWriter {
         &self.out
+    }
+
+    /// Whether more frames should come: not while the other side takes them, but slowly.
+    pub fn has_room(&self) -> bool {
+        let queued = self.out.queued();
+        let mut full = self.full.lock();
+        if queued < HIGH_WATER {
+            *full = None;
+            return true;
+        }
+        match &mut *full {
+            Some((least, since)) if queued >= *least => since.elapsed() >= PATIENCE,
+            other => {
+                *other = Some((queued, Instant::now()));
+                false
+            }
+        }
     }
 
     /// Frames that the other side did not get. It will miss them like frames lost on a cable.

@@ -189,6 +189,38 @@ fn what_is_released_reaches_the_network_without_the_main_context() {
 }
 
 #[test]
+fn what_the_secondary_says_while_its_redirector_is_not_connected_is_counted_and_needs_no_checkpoint() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        pair.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
+        p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
+        s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);
+        p.next_on_wire().await;
+        pair.client(&seg(ACK, 101, 5001, b"GET").inbound().frame()).await;
+        let red1 = YankInstance::Chardev("red1".into());
+        s.yank.yank(&[red1]).unwrap();
+        until(|| p.chardevs.query().iter().any(|c| c.label == "compare1" && !c.filename.contains("<->"))).await;
+        until(|| s.chardevs.query().iter().any(|c| c.label == "red1" && !c.filename.contains("<->"))).await;
+        for _ in 0..2 {
+            s.peer.send(seg(ACK, 9001, 104, b"answer").frame().data);
+            p.peer.send(seg(ACK, 5001, 104, b"answer").frame().data);
+        }
+        assert_eq!(s.net.losses()["hn0/f2"], 2);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(p.wire_is_quiet(), "nobody has confirmed the answer");
+        // It connects again, and the guest repeats what nobody has acknowledged.
+        until(|| p.chardevs.query().iter().any(|c| c.label == "compare1" && c.filename.contains("<->"))).await;
+        until(|| s.chardevs.query().iter().any(|c| c.label == "red1" && c.filename.contains("<->"))).await;
+        s.peer.send(seg(ACK, 9001, 104, b"answer").frame().data);
+        let answer = Frame::new(p.next_on_wire().await);
+        assert_eq!((tcp_of(&answer).seq, tcp_of(&answer).ack), (5001, 104));
+        assert!(p.wire_is_quiet(), "and it leaves once");
+        assert_eq!(pair.checkpoints.load(Ordering::SeqCst), 0);
+    });
+}
+
+#[test]
 fn released_frames_keep_their_order_while_the_redirector_comes_to_know_of_the_comparison() {
     run(|| async {
         let pair = Pair::new().await;

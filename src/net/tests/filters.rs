@@ -378,3 +378,86 @@ fn frames_that_find_no_room_in_the_mirrors_queue_are_counted_one_by_one() {
         assert_eq!(m.net.losses()["hn0/m0"], 7);
     });
 }
+
+/// A machine whose mirror is connected to a peer outside.
+async fn mirrored() -> (Machine, std::net::TcpStream) {
+    let m = Machine::new().await;
+    m.chardev("socket,id=mirror0,host=127.0.0.1,port=0,server=on,wait=off").await;
+    m.object(json!({"qom-type": "filter-mirror", "id": "m0", "netdev": "hn0", "queue": "tx", "outdev": "mirror0"}))
+        .unwrap();
+    let peer = std::net::TcpStream::connect(("127.0.0.1", m.port_of("mirror0"))).unwrap();
+    until(|| m.chardevs.query()[0].filename.contains("<->")).await;
+    (m, peer)
+}
+
+fn numbered(number: u32) -> Vec<u8> {
+    let mut frame = plain(&number.to_string());
+    frame.resize(1500, 0);
+    frame
+}
+
+/// Lets frames in until the source is to wait, as backends do; the number of the next frame.
+fn fill(netdev: &Arc<netdev::Netdev>, mut number: u32) -> u32 {
+    while netdev.has_room() {
+        netdev.all_from_host(&mut (number..number + 50).map(numbered).collect());
+        number += 50;
+        assert!(number < 100_000, "the source is never told to wait");
+    }
+    number
+}
+
+#[test]
+fn a_full_mirror_socket_makes_the_source_wait_and_loses_nothing() {
+    run(|| async {
+        let (m, peer) = mirrored().await;
+        let shared = m.net.inner.netdevs.borrow()["hn0"].shared.clone();
+        let mut number = 0;
+        for _ in 0..3 {
+            let first = number;
+            number = fill(&shared, number);
+            assert!(!shared.has_room());
+            let mut peer = peer.try_clone().unwrap();
+            let read = tokio::task::spawn_blocking(move || {
+                let (mut head, mut frame) = ([0; 4], [0; 1500]);
+                for number in first..number {
+                    std::io::Read::read_exact(&mut peer, &mut head).unwrap();
+                    std::io::Read::read_exact(&mut peer, &mut frame).unwrap();
+                    assert_eq!((head, &frame[..]), (1500u32.to_be_bytes(), &numbered(number)[..]));
+                }
+            });
+            until(|| shared.has_room()).await;
+            read.await.unwrap();
+        }
+        assert!(m.net.drain_mirrors(Duration::from_secs(10)).await);
+        assert_eq!(m.net.losses()["hn0/m0"], 0);
+        assert_eq!(m.card.got.lock().len() as u32, number);
+    });
+}
+
+#[test]
+fn a_mirrors_peer_that_takes_nothing_holds_the_network_up_for_a_second_only() {
+    run(|| async {
+        let (m, peer) = mirrored().await;
+        let shared = m.net.inner.netdevs.borrow()["hn0"].shared.clone();
+        let mut number = 0;
+        // The kernel takes more for a while, as it makes its buffers larger.
+        loop {
+            number = fill(&shared, number);
+            let start = std::time::Instant::now();
+            until(|| shared.has_room()).await;
+            if start.elapsed() > Duration::from_millis(900) {
+                break;
+            }
+        }
+        // From here on the guest hears what its mirror loses, which is counted.
+        for n in number..number + 2000 {
+            assert!(shared.has_room());
+            shared.all_from_host(&mut vec![numbered(n)]);
+        }
+        assert_eq!(m.card.got.lock().len() as u32, number + 2000);
+        assert!(m.net.losses()["hn0/m0"] > 0);
+        drop(peer);
+        until(|| m.net.filter("m0").is_some() && m.chardevs.query()[0].filename.starts_with("disconnected")).await;
+        assert!(shared.has_room());
+    });
+}

@@ -16,7 +16,7 @@ use lockstep_event::{Clocks, Context, IoThread};
 use lockstep_qapi::opts;
 use lockstep_qapi::schema::{Netdev as NetdevOptions, ObjectOptions};
 use lockstep_qapi::visit::from_json;
-use lockstep_util::{Result, YankRegistry};
+use lockstep_util::{Result, YankInstance, YankRegistry};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -51,11 +51,13 @@ struct Machine {
     card: Arc<Card>,
     wire: UdpSocket,
     iothread: Arc<IoThread>,
+    yank: YankRegistry,
 }
 
 impl Machine {
     async fn new() -> Self {
-        let chardevs = ChardevRegistry::new(YankRegistry::new());
+        let yank = YankRegistry::new();
+        let chardevs = ChardevRegistry::new(yank.clone());
         let net = NetRegistry::new(chardevs.clone(), Clocks::new());
         let wire = UdpSocket::bind("127.0.0.1:0").unwrap();
         wire.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -78,7 +80,7 @@ impl Machine {
         peer.connect(weak);
         net.set_running(true);
         let iothread = Arc::new(IoThread::spawn("iothread1").unwrap());
-        Self { net, chardevs, peer, card, wire, iothread }
+        Self { net, chardevs, peer, card, wire, iothread, yank }
     }
 
     async fn chardev(&self, text: &str) {
