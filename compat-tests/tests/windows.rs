@@ -1,11 +1,13 @@
 //! The moments in which a pair could lose or spoil something, each forced: a host dies, hangs or goes wrong at a named step of a
 //! checkpoint or a failover. Its link goes down before it is killed, so that nothing its kernel has buffered still gets out.
 use lockstep_compat_tests::colo::{LONG, Pair, Paste};
+use lockstep_compat_tests::machine::Machine;
 use lockstep_compat_tests::monitor::{Event, Mark};
 use lockstep_compat_tests::stage::Layout::TwoHosts;
 use lockstep_compat_tests::stage::{Host, Stage, on_stage};
 use lockstep_compat_tests::traffic::{self, Echo, Http, KeyValues, Pace};
 use serde_json::{Value, json};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -232,6 +234,63 @@ fn a_frozen_secondary_holds_nothing_up() {
         assert!(took < Duration::from_secs(5), "the failover took {took:?}");
         clients.check();
         drop(old);
+        pair.end();
+    });
+}
+
+/// The frames that a VM has lost at a place, as its figures tell.
+fn losses(machine: &mut Machine, place: &str) -> u64 {
+    let status = machine.monitor.command(r#"{"execute": "query-colo-status"}"#);
+    let places = status["statistics"]["losses"].as_array().expect("a list of places").clone();
+    let frames = places.iter().filter(|entry| entry["place"] == place).filter_map(|entry| entry["frames"].as_u64());
+    frames.sum()
+}
+
+#[test]
+fn what_the_secondary_says_into_a_broken_connection_is_said_again() {
+    on_stage(TwoHosts, LIMIT, |stage| {
+        let mut pair = running_pair(stage, ["", ""]);
+        let clients = Clients::start();
+        pair.set_checkpoint_period(Duration::from_secs(3600));
+        for _ in 0..3 {
+            let secondary = pair.secondary.as_mut().expect("a secondary");
+            secondary
+                .monitor
+                .command(r#"{"execute": "yank", "arguments": {"instances": [{"type": "chardev", "id": "red1"}]}}"#);
+            // It connects again after a second.
+            std::thread::sleep(Duration::from_millis(1500));
+        }
+        let secondary = pair.secondary.as_mut().expect("a secondary");
+        assert!(losses(secondary, "hn0/f2") > 0, "something was said meanwhile");
+        // What was acknowledged to the clients is true on the secondary.
+        pair.lose_primary();
+        clients.check();
+        pair.end();
+    });
+}
+
+#[test]
+fn a_mirror_that_is_full_keeps_the_pair_together() {
+    on_stage(TwoHosts, LIMIT, |stage| {
+        let mut pair = running_pair(stage, ["", ""]);
+        let clients = Clients::start();
+        pair.set_checkpoint_period(Duration::from_secs(3600));
+        // Nobody listens on this port: the guest has nothing to say to it. More comes than sockets and queues hold.
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        for round in 0..3 {
+            pair.secondary().freeze();
+            let thawed = Instant::now() + Duration::from_millis(700);
+            while Instant::now() < thawed {
+                let _ = socket.send_to(&[round; 1400], SocketAddr::from((traffic::GUEST, 9)));
+            }
+            pair.secondary().thaw();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let status = pair.primary.monitor.command(r#"{"execute": "query-colo-status"}"#);
+        assert_eq!(status["mode"], "primary", "{status}");
+        println!("frames that the mirror lost: {}", losses(&mut pair.primary, "hn0/m0"));
+        pair.lose_primary();
+        clients.check();
         pair.end();
     });
 }

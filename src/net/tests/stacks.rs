@@ -61,7 +61,8 @@ fn host<T: Send + 'static>(
     rx.recv().ok().map(|fd| (fd, thread))
 }
 
-/// The service: `U` and a length takes an upload and answers with its sum, `D` and a length gives a download, `E` echoes.
+/// The service: `U` and a length takes an upload and answers with its sum, `D` and a length gives a download, `F` and a length fetches a
+/// download from the client and answers with its sum, `E` echoes.
 fn serve() {
     for address in ["0.0.0.0", "::"] {
         let socket: SocketAddr = SocketAddr::new(address.parse().unwrap(), PORT);
@@ -79,7 +80,20 @@ fn serve() {
             }
         });
     }
-    let udp = UdpSocket::bind(("0.0.0.0", PORT)).unwrap();
+    for address in ["0.0.0.0", "::"] {
+        datagrams(address);
+    }
+}
+
+/// Sends datagrams back.
+fn datagrams(address: &str) {
+    let address = SocketAddr::new(address.parse().unwrap(), PORT);
+    let udp = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::DGRAM, None).unwrap();
+    if address.is_ipv6() {
+        udp.set_only_v6(true).unwrap();
+    }
+    udp.bind(&address.into()).unwrap();
+    let udp: UdpSocket = udp.into();
     thread::spawn(move || {
         let mut buf = [0; 10_000];
         while let Ok((n, from)) = udp.recv_from(&mut buf) {
@@ -95,6 +109,10 @@ fn pattern(from: u64, buf: &mut [u8]) {
     }
 }
 
+fn sum_of(sum: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(sum, |s, &b| s.wrapping_mul(31).wrapping_add(b.into()))
+}
+
 fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     let mut head = [0; 9];
     stream.read_exact(&mut head)?;
@@ -108,7 +126,7 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
                 if n == 0 {
                     return Ok(());
                 }
-                sum = buf[..n].iter().fold(sum, |s, &b| s.wrapping_mul(31).wrapping_add(b.into()));
+                sum = sum_of(sum, &buf[..n]);
                 left -= n as u64;
             }
             stream.write_all(&sum.to_be_bytes())
@@ -122,6 +140,19 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
                 done += n as u64;
             }
             Ok(())
+        }
+        b'F' => {
+            // Guests that are copies of each other choose the same port.
+            let source = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            source.set_reuse_address(true)?;
+            let own = 40_000 + (length / 1000 % 1000) as u16;
+            source.bind(&SocketAddr::from(([10, 0, 0, 2], own)).into())?;
+            source.connect(&SocketAddr::from(([10, 0, 0, 1], PORT)).into())?;
+            let mut source: TcpStream = source.into();
+            ask(&mut source, b'D', length);
+            let mut data = Vec::new();
+            source.read_to_end(&mut data)?;
+            stream.write_all(&sum_of(0, &data).to_be_bytes())
         }
         _ => loop {
             match stream.read(&mut buf)? {
@@ -155,8 +186,7 @@ fn upload(v6: bool, length: u64) {
     stream.write_all(&data).unwrap();
     let mut got = [0; 8];
     stream.read_exact(&mut got).expect("no answer to an upload");
-    let sum = data.iter().fold(0u64, |s, &b| s.wrapping_mul(31).wrapping_add(b.into()));
-    assert_eq!(u64::from_be_bytes(got), sum);
+    assert_eq!(u64::from_be_bytes(got), sum_of(0, &data));
 }
 
 fn download(v6: bool, length: u64) {
@@ -270,6 +300,7 @@ fn with_pair(cable: Cable, client: impl FnOnce() + Send + 'static) -> Option<cra
         || !std::path::Path::new("/dev/net/tun").exists()
         || !Command::new("ip").arg("-V").output().is_ok_and(|o| o.status.success())
     {
+        assert!(std::env::var_os("LOCKSTEP_COMPAT_REQUIRED").is_none(), "needs root, /dev/net/tun and ip(8)");
         eprintln!("skipped: needs root, /dev/net/tun and ip(8)");
         return None;
     }
@@ -361,6 +392,40 @@ fn a_cable_that_loses_reorders_and_repeats() {
 }
 
 #[test]
+fn a_cable_that_does_all_that_to_ipv6_in_a_vlan() {
+    with_pair(Cable { loss: 1, reorder: 4, duplicate: 3, vlan: true }, || {
+        for _ in 0..5 {
+            echo(true, 5);
+        }
+        upload(true, 300_000);
+        download(true, 300_000);
+    });
+}
+
+#[test]
+fn connections_that_the_guests_open() {
+    with_pair(Cable::default(), || {
+        // The guests are told to fetch something from the client, each by its own word; the client sees one of them.
+        let listener = TcpListener::bind(("10.0.0.1", PORT)).unwrap();
+        let server = thread::spawn(move || {
+            for _ in 0..10 {
+                drop(answer(listener.accept().unwrap().0));
+            }
+        });
+        for length in 1..=10u64 {
+            let mut stream = connect(false);
+            ask(&mut stream, b'F', length * 20_000);
+            let mut got = [0; 8];
+            stream.read_exact(&mut got).expect("no answer");
+            let mut want = vec![0; length as usize * 20_000];
+            pattern(0, &mut want);
+            assert_eq!(u64::from_be_bytes(got), sum_of(0, &want));
+        }
+        server.join().unwrap();
+    });
+}
+
+#[test]
 fn many_connections_at_once() {
     with_pair(Cable::default(), || {
         let workers: Vec<_> = (0..8)
@@ -379,16 +444,21 @@ fn many_connections_at_once() {
 
 #[test]
 fn fragmented_datagrams_are_compared() {
-    let stats = with_pair(Cable::default(), || {
-        let socket = UdpSocket::bind(("10.0.0.1", 4000)).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        socket.connect(("10.0.0.2", PORT)).unwrap();
-        for i in 1..20u8 {
-            let text = vec![i; 250 * usize::from(i)];
-            socket.send(&text).unwrap();
-            let mut buf = [0; 10_000];
-            let n = socket.recv(&mut buf).expect("no answer");
-            assert_eq!(buf[..n], text);
+    let stats = with_pair(Cable { reorder: 20, ..Cable::default() }, || {
+        for (own, guest) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
+            let socket = UdpSocket::bind((own, 4000)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket.connect((guest, PORT)).unwrap();
+            for i in 1..20u8 {
+                let text = vec![i; 250 * usize::from(i)];
+                let mut buf = [0; 10_000];
+                // The last packet that the cable keeps back comes with the next one.
+                let answered = (0..20).any(|_| {
+                    socket.send(&text).unwrap();
+                    matches!(socket.recv(&mut buf), Ok(n) if buf[..n] == text)
+                });
+                assert!(answered, "no answer of {} bytes", text.len());
+            }
         }
     });
     if let Some(stats) = stats {
