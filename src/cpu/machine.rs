@@ -15,14 +15,17 @@ use lockstep_memory::{
 use lockstep_util::Result;
 use parking_lot::{Mutex, RwLock};
 
-use crate::platform::{CpuLink, request};
+use crate::{
+    block::Fast,
+    platform::{CpuLink, request},
+};
 
 /// The processors' common ground. One a machine.
 pub struct Machine {
     pub(crate) memory: AddressSpace,
     pub(crate) ports: AddressSpace,
     /// Host pages (host address / 4096) that some processor has decoded code of.
-    code: RwLock<HashSet<u64>>,
+    code: RwLock<HashSet<u64, Fast>>,
     /// The same by block and 64-page word, for looking at what devices wrote.
     words: RwLock<HashMap<(usize, usize), CodeWord>>,
     links: Mutex<Vec<Arc<CpuLink>>>,

@@ -95,10 +95,15 @@ pub(crate) trait Word: Copy + Into<u64> {
     /// # Safety
     /// `at` must be writable for the size.
     unsafe fn put(at: u64, v: Self);
+    /// Writes `n` times the same, upwards.
+    ///
+    /// # Safety
+    /// `at` must be writable for `n` times the size.
+    unsafe fn fill(at: u64, n: u64, v: Self);
 }
 
 macro_rules! word {
-    ($t:ty, $size:literal, $load:literal, $store:literal, $class:ident) => {
+    ($t:ty, $size:literal, $load:literal, $store:literal, $class:ident, $fill:literal) => {
         impl Word for $t {
             const SIZE: u64 = $size;
             #[inline(always)]
@@ -122,13 +127,27 @@ macro_rules! word {
                     std::arch::asm!($store, in(reg) at, in($class) v, options(nostack, preserves_flags));
                 }
             }
+            #[inline(always)]
+            unsafe fn fill(at: u64, n: u64, v: Self) {
+                // The guest's own instruction. The direction flag is clear in Rust code.
+                // SAFETY: the caller says so.
+                unsafe {
+                    std::arch::asm!(
+                        $fill,
+                        inout("rdi") at => _,
+                        inout("rcx") n => _,
+                        in("rax") v as u64,
+                        options(nostack, preserves_flags)
+                    );
+                }
+            }
         }
     };
 }
-word!(u8, 1, "mov {0}, byte ptr [{1}]", "mov byte ptr [{0}], {1}", reg_byte);
-word!(u16, 2, "mov {0:x}, word ptr [{1}]", "mov word ptr [{0}], {1:x}", reg);
-word!(u32, 4, "mov {0:e}, dword ptr [{1}]", "mov dword ptr [{0}], {1:e}", reg);
-word!(u64, 8, "mov {0:r}, qword ptr [{1}]", "mov qword ptr [{0}], {1:r}", reg);
+word!(u8, 1, "mov {0}, byte ptr [{1}]", "mov byte ptr [{0}], {1}", reg_byte, "rep stosb");
+word!(u16, 2, "mov {0:x}, word ptr [{1}]", "mov word ptr [{0}], {1:x}", reg, "rep stosw");
+word!(u32, 4, "mov {0:e}, dword ptr [{1}]", "mov dword ptr [{0}], {1:e}", reg, "rep stosd");
+word!(u64, 8, "mov {0:r}, qword ptr [{1}]", "mov qword ptr [{0}], {1:r}", reg, "rep stosq");
 
 impl Cpu {
     #[inline(always)]

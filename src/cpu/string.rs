@@ -222,10 +222,8 @@ impl Cpu {
             self.advance(gpr::RSI, mask, bytes);
         } else {
             let value = T::cut(self.hot.gpr[gpr::RAX]);
-            for i in 0..n {
-                // SAFETY: plain RAM inside one page.
-                unsafe { T::put(to + i * T::SIZE, value) };
-            }
+            // SAFETY: plain RAM inside one page.
+            unsafe { T::fill(to, n, value) };
         }
         self.advance(gpr::RDI, mask, bytes);
         Ok(n)
