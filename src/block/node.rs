@@ -104,6 +104,21 @@ impl Drop for OpBlockGuard {
     }
 }
 
+/// What a node stands on may be written by others until this is dropped: see [`Node::share_below`].
+pub struct SharedBelow {
+    node: Weak<Node>,
+}
+
+impl Drop for SharedBelow {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.upgrade() {
+            node.shares_below.set(node.shares_below.get() - 1);
+            // Whoever wrote is gone by now; if not, the next change of the graph finds it.
+            let _ = crate::perm::refresh(std::slice::from_ref(&node));
+        }
+    }
+}
+
 struct OpBlocker {
     id: u64,
     op: BlockOp,
@@ -136,6 +151,8 @@ pub struct Node {
     quiesce: Cell<u32>,
     hooks: RefCell<Vec<Weak<dyn WriteHook>>>,
     op_blockers: RefCell<Vec<OpBlocker>>,
+    /// How many let others write to what is below.
+    shares_below: Cell<u32>,
     next_blocker: Cell<u64>,
     /// Options as the user gave them for this node alone (children's parts included), for `json:` names.
     pub(crate) given_options: RefCell<Options>,
@@ -163,6 +180,7 @@ impl Node {
             quiesce: Cell::new(0),
             hooks: RefCell::default(),
             op_blockers: RefCell::default(),
+            shares_below: Cell::new(0),
             next_blocker: Cell::new(0),
             given_options: RefCell::new(given),
             write_gen: Cell::new(0),
@@ -428,6 +446,23 @@ impl Node {
         let mut blockers = self.op_blockers.borrow_mut();
         blockers.extend(ops.iter().map(|op| OpBlocker { id, op: *op, reason: reason.to_owned() }));
         OpBlockGuard { node: self.me.clone(), id }
+    }
+
+    /// Lets others write to the layer that this one stands on, until the guard is dropped. For a merge: what it writes there is hidden
+    /// by this layer, which has the same.
+    ///
+    /// # Errors
+    /// When the permissions of the layers below do not allow it.
+    pub fn share_below(self: &Rc<Self>) -> Result<SharedBelow> {
+        self.shares_below.set(self.shares_below.get() + 1);
+        let guard = SharedBelow { node: self.me.clone() };
+        crate::perm::refresh(std::slice::from_ref(self))?;
+        Ok(guard)
+    }
+
+    /// Whether others may write to the layer that this one stands on.
+    pub(crate) fn is_shared_below(&self) -> bool {
+        self.shares_below.get() > 0
     }
 
     /// Whether an operation is allowed now.

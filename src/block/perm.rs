@@ -13,7 +13,7 @@ pub fn default_child_perms(node: &Node, role: ChildRole, perm: Perm, shared: Per
     }
     if role.contains(ChildRole::COW) {
         let mut share = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
-        if shared.contains(Perm::WRITE) || inactive {
+        if shared.contains(Perm::WRITE) || inactive || node.is_shared_below() {
             share |= Perm::WRITE | Perm::RESIZE;
         }
         return (perm & Perm::CONSISTENT_READ, share);

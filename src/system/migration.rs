@@ -32,6 +32,18 @@ pub fn register_first_sections(vm: &Vm) {
 /// When `LOCKSTEP_FAILPOINTS` is set and names what there is not.
 pub fn create(vm: &Rc<Vm>) -> Result<Migration> {
     let failpoints = std::env::var("LOCKSTEP_FAILPOINTS").unwrap_or_default();
+    let steps = Steps::from_text(&failpoints).map_err(|e| e.prepend("LOCKSTEP_FAILPOINTS: "))?;
+    if !failpoints.is_empty() {
+        let steps = steps.clone();
+        all::TakeoverSteps::of(&vm.graph).tell(Rc::new(move |step| {
+            let steps = steps.clone();
+            Box::pin(async move {
+                if let Err(e) = steps.at(step).await {
+                    report::error(e.message());
+                }
+            })
+        }));
+    }
     let global_state = Arc::new(GlobalState::default());
     vm.board.states.register("globalstate", global_state.clone());
     let hooks = Rc::new(Hooks { vm: Rc::downgrade(vm), gate: RefCell::default() });
@@ -45,7 +57,7 @@ pub fn create(vm: &Rc<Vm>) -> Result<Migration> {
         disks: hooks.clone(),
         net: Rc::new(ColoNet::new(Rc::downgrade(vm))),
         fds: hooks,
-        steps: Steps::from_text(&failpoints).map_err(|e| e.prepend("LOCKSTEP_FAILPOINTS: "))?,
+        steps,
     });
     let trigger = migration.checkpoint_trigger();
     vm.net.set_checkpoint_notifier(Some(Arc::new(move |divergence| {

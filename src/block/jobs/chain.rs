@@ -121,6 +121,7 @@ pub async fn block_commit(graph: &Graph, args: CommitArgs) -> Result<()> {
     let was_read_only = base.flags();
     graph.reopen(&base, OpenFlags { read_only: false, ..was_read_only }).await?;
     let edge = JobEdge::new(options.id.as_deref().unwrap_or(""));
+    let shared_below = chain[top_at..base_at].iter().map(Node::share_below).collect::<Result<Vec<_>>>()?;
     let source = edge.attach("source", &top, Perm::CONSISTENT_READ, Perm::all())?;
     let target = match edge.attach("target", &base, Perm::CONSISTENT_READ | Perm::WRITE, Perm::all()) {
         Ok(target) => target,
@@ -161,8 +162,10 @@ pub async fn block_commit(graph: &Graph, args: CommitArgs) -> Result<()> {
         write_blocking: false,
         // Below the active layer nobody writes: there is no steady state to wait in.
         auto_complete: !active,
+        before_copy: None,
         pivot: Box::new(pivot),
         blockers,
+        shared_below,
         restore: (!active).then(|| (base.clone(), was_read_only)),
     };
     let mirror = Mirror::new(graph, source, target, Some(base), parts)?;

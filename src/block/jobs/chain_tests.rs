@@ -57,7 +57,8 @@ impl Chain {
         ];
         let node = graph.open(None, Options::from_pairs(pairs), OpenFlags::default()).await.unwrap();
         let disk = Backend::new(&graph, Some("disk0")).unwrap();
-        disk.set_perms(Perm::CONSISTENT_READ | Perm::WRITE, Perm::all()).unwrap();
+        // As a guest's device does.
+        disk.set_perms(Perm::CONSISTENT_READ | Perm::WRITE, Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED).unwrap();
         disk.insert(&node).unwrap();
         Self { graph, disk, dir, model }
     }

@@ -249,8 +249,10 @@ fn start_mirror(graph: &Graph, mut args: MirrorArgs, source: &Rc<Node>, target: 
         unmap: args.unmap,
         write_blocking: args.write_blocking,
         auto_complete: false,
+        before_copy: None,
         pivot: Box::new(pivot),
         blockers,
+        shared_below: Vec::new(),
         restore: None,
     };
     let mirror = Mirror::new(graph, source_edge, target_edge, None, parts)?;

@@ -15,10 +15,10 @@ use tokio::sync::Notify;
 use super::dirty::DirtyMap;
 use super::edge::JobEdge;
 use super::job::{ErrorAction, Job, JobDriver, OnError};
-use crate::child::Child;
+use crate::child::{Child, Perm};
 use crate::driver::{LocalBoxFuture, Preallocation, Status, WriteFlags};
 use crate::graph::WeakGraph;
-use crate::node::{Node, OpBlockGuard, WriteHook};
+use crate::node::{Node, OpBlockGuard, SharedBelow, WriteHook};
 use crate::open::OpenFlags;
 
 /// Most copies under way.
@@ -54,6 +54,9 @@ impl SyncMode {
 /// What happens when a ready job is told to complete.
 pub type Pivot = Box<dyn Fn(&Engine) -> LocalBoxFuture<'static, Result<()>>>;
 
+/// What a copy waits for.
+pub type BeforeCopy = Rc<dyn Fn() -> LocalBoxFuture<'static, ()>>;
+
 /// What a mirror is made of.
 pub struct MirrorParts {
     /// For the edges of the job.
@@ -74,10 +77,14 @@ pub struct MirrorParts {
     pub write_blocking: bool,
     /// Has no steady state: completes as soon as both sides are equal.
     pub auto_complete: bool,
+    /// Waited for before each stretch is copied.
+    pub before_copy: Option<BeforeCopy>,
     /// What completing does, under drain.
     pub pivot: Pivot,
     /// Operations kept from the nodes.
     pub blockers: Vec<OpBlockGuard>,
+    /// Layers between the two ends, below which the job writes.
+    pub shared_below: Vec<SharedBelow>,
     /// A node that gets these flags back in the end.
     pub restore: Option<(Rc<Node>, OpenFlags)>,
 }
@@ -93,6 +100,7 @@ pub struct Engine {
     graph: WeakGraph,
     parts: MirrorParts,
     blockers: RefCell<Vec<OpBlockGuard>>,
+    shared_below: RefCell<Vec<SharedBelow>>,
     restore: RefCell<Option<(Rc<Node>, OpenFlags)>>,
     /// The nodes, until the job lets go of them.
     ends: RefCell<Option<Ends>>,
@@ -131,6 +139,7 @@ impl Mirror {
         let engine = Rc::new(Engine {
             graph: graph.downgrade(),
             blockers: RefCell::new(std::mem::take(&mut parts.blockers)),
+            shared_below: RefCell::new(std::mem::take(&mut parts.shared_below)),
             restore: RefCell::new(parts.restore.take()),
             parts,
             ends: RefCell::new(Some(Ends { source, target, base })),
@@ -309,9 +318,18 @@ impl Engine {
         self.target().flush().await?;
         job.set_remaining(0);
         if self.parts.auto_complete || job.is_completing() {
+            self.end_writing()?;
             (self.parts.pivot)(self).await?;
         }
         Ok(())
+    }
+
+    /// Both sides are equal and stay so. The source's users, who come to the target now, need not bear that anybody else writes there.
+    fn end_writing(&self) -> Result<()> {
+        match &*self.ends.borrow() {
+            Some(ends) => ends.target.set_perms(Perm::empty(), Perm::all()),
+            None => Ok(()),
+        }
     }
 
     /// Starts as many copies as there is room for.
@@ -320,6 +338,11 @@ impl Engine {
             let buffered = self.buffered.get();
             if buffered > 0 && buffered + self.granularity() > self.parts.buf_size {
                 return;
+            }
+            if let Some(before_copy) = &self.parts.before_copy
+                && !self.dirty.borrow().is_clean()
+            {
+                before_copy().await;
             }
             let Some((offset, len)) = self.next_range() else { return };
             // Unmarked first: whatever is written from now on is copied again.
@@ -560,6 +583,7 @@ impl JobDriver for Mirror {
                 ends.target.detach();
             }
             self.engine.blockers.take();
+            self.engine.shared_below.take();
             let restore = self.engine.restore.take();
             // The target's connection must be gone when the job is: commands behind it may want the export.
             if let Some(graph) = self.engine.graph.upgrade() {

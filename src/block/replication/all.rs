@@ -1,11 +1,13 @@
 //! What migration tells all replication nodes of a graph at once.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use lockstep_util::Result;
 
 use super::{Replication, ReplicationMode};
 use crate::drain::DrainGuard;
+use crate::driver::LocalBoxFuture;
 use crate::graph::Graph;
 use crate::node::Node;
 
@@ -71,6 +73,38 @@ pub fn replication_peer_lost(graph: &Graph) {
     for node in nodes(graph) {
         if let Some(replication) = node.driver_as::<Replication>() {
             replication.peer_lost();
+        }
+    }
+}
+
+/// Told (and waited for) when a takeover of a disk comes to a named step.
+pub type StepTeller = dyn Fn(&'static str) -> LocalBoxFuture<'static, ()>;
+
+/// Where a graph's takeovers tell their steps, so that tests can break in; nobody listens by default.
+#[derive(Default)]
+pub struct TakeoverSteps {
+    teller: RefCell<Option<Rc<StepTeller>>>,
+}
+
+impl TakeoverSteps {
+    /// Those of a graph.
+    pub fn of(graph: &Graph) -> Rc<Self> {
+        graph.extension()
+    }
+
+    /// From now on `teller` is told.
+    pub fn tell(&self, teller: Rc<StepTeller>) {
+        *self.teller.borrow_mut() = Some(teller);
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.teller.borrow().is_some()
+    }
+
+    pub(super) async fn at(&self, step: &'static str) {
+        let teller = self.teller.borrow().clone();
+        if let Some(teller) = teller {
+            teller(step).await;
         }
     }
 }

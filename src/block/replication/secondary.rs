@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use lockstep_util::{Error, Result, bail};
 
+use super::all::TakeoverSteps;
 use super::{Replication, Stage};
 use crate::child::{Child, ChildRole, Perm};
 use crate::driver::{LocalBoxFuture, WriteFlags};
@@ -13,7 +14,7 @@ use crate::export::Exports;
 use crate::graph::Graph;
 use crate::jobs::copy_before_write::CopyBeforeWrite;
 use crate::jobs::job::{JobOptions, OnError};
-use crate::jobs::mirror::{DEFAULT_BUF_SIZE, Engine, Mirror, MirrorParts, SyncMode};
+use crate::jobs::mirror::{BeforeCopy, DEFAULT_BUF_SIZE, Engine, Mirror, MirrorParts, SyncMode};
 use crate::jobs::{JobEdge, JobType, Jobs};
 use crate::node::{BlockOp, Node, OpBlockGuard};
 use crate::open::OpenFlags;
@@ -173,7 +174,9 @@ impl Replication {
         let graph = self.graph()?;
         let secondary = running.secondary();
         let active = self.file.node();
+        let steps = TakeoverSteps::of(&graph);
         Exports::of(&graph).revoke_writers(&graph, &secondary).await;
+        steps.at("secondary-failover-revoked").await;
         {
             let _quiet = secondary.drain().await;
             // No write to the secondary disk but the commit's from here on.
@@ -181,6 +184,7 @@ impl Replication {
             self.stop_copying();
             drop(running);
         }
+        steps.at("secondary-failover-drained").await;
         // Flushes of the guest were not passed on until now; what it was told is true from here on. The disk below had
         // the primary's flushes already.
         for overlay in [Some(active.clone()), active.backing()].into_iter().flatten() {
@@ -188,6 +192,7 @@ impl Replication {
                 tracing::warn!("flushing '{}' at failover failed: {e}", overlay.name());
             }
         }
+        steps.at("secondary-failover-flushed").await;
         if let Err(e) = self.start_commit(&graph, &active, &secondary) {
             self.stage.set(Stage::FailoverFailed);
             return Err(e);
@@ -201,10 +206,19 @@ impl Replication {
         let source = edge.attach("source", active, Perm::CONSISTENT_READ, shared)?;
         let target = edge.attach("target", secondary, Perm::CONSISTENT_READ | Perm::WRITE, shared)?;
         let node = self.node.clone();
+        let steps = TakeoverSteps::of(graph);
+        let before_copy = steps.is_told().then(|| -> BeforeCopy {
+            let steps = steps.clone();
+            Rc::new(move || {
+                let steps = steps.clone();
+                Box::pin(async move { steps.at("secondary-merge").await })
+            })
+        });
         let pivot = move |engine: &Engine| -> LocalBoxFuture<'static, Result<()>> {
-            let node = node.clone();
+            let (node, steps) = (node.clone(), steps.clone());
             let secondary = engine.target();
             Box::pin(async move {
+                steps.at("secondary-merged").await;
                 let Some(node) = node.upgrade() else { return Ok(()) };
                 let Some(replication) = node.driver_as::<Replication>() else { return Ok(()) };
                 replication.file.replace_node(&secondary)?;
@@ -222,8 +236,10 @@ impl Replication {
             unmap: false,
             write_blocking: false,
             auto_complete: true,
+            before_copy,
             pivot: Box::new(pivot),
             blockers: Vec::new(),
+            shared_below: Vec::new(),
             restore: None,
         };
         let mirror = Mirror::new(graph, source, target, Some(secondary.clone()), parts)?;

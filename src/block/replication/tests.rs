@@ -239,6 +239,32 @@ fn a_failover_keeps_the_secondarys_writes_and_undoes_the_primarys_since_the_chec
 }
 
 #[test]
+fn each_step_of_a_takeover_is_told_in_its_place() {
+    on_context(async {
+        let pair = pair().await;
+        pair.s.write(0, 512, 1).await;
+        pair.s.write(1 << 20, 512, 2).await;
+        let told: Rc<RefCell<Vec<(&str, usize)>>> = Rc::default();
+        let (diary, graph) = (told.clone(), pair.s.graph.downgrade());
+        TakeoverSteps::of(&pair.s.graph).tell(Rc::new(move |step| {
+            diary.borrow_mut().push((step, graph.upgrade().map_or(0, |graph| graph.nodes().len())));
+            Box::pin(async {})
+        }));
+        replication_stop_all(&pair.s.graph, true).await.unwrap();
+        let names = || told.borrow().iter().map(|(step, _)| *step).collect::<Vec<_>>();
+        let failover = ["secondary-failover-revoked", "secondary-failover-drained", "secondary-failover-flushed"];
+        assert_eq!(names(), failover);
+        pair.s.committed().await;
+        assert_eq!(names()[3..], ["secondary-merge", "secondary-merge", "secondary-merged"]);
+        let before = told.borrow().iter().map(|(_, nodes)| *nodes).max().unwrap();
+        assert_eq!(told.borrow().last().unwrap().1, before, "the overlays are still there at the last step");
+        assert!(pair.s.graph.nodes().len() < before);
+        let exports = Exports::of(&pair.s.graph);
+        exports.server_stop(&pair.s.graph).await.unwrap();
+    });
+}
+
+#[test]
 fn the_primary_goes_on_alone_as_documented_and_resyncs_to_the_survivor() {
     on_context(async {
         let pair = pair().await;

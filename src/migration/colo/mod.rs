@@ -16,7 +16,7 @@ mod trigger;
 
 pub use message::Message;
 pub use statistics::{CheckpointFigures, CheckpointStatistics};
-pub use steps::{STEPS, StepHook, Steps};
+pub use steps::{Part, STEPS, Step, StepHook, Steps, steps_of};
 pub use trigger::{CheckpointCause, CheckpointTrigger};
 
 use crate::core::Core;

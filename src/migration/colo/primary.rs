@@ -60,16 +60,20 @@ async fn failover(core: &Core, worker: &Worker<Sender>) {
         core.warn(&e);
     }
     core.stop_clock();
+    at(core, "primary-failover-stopped").await;
     tell_exit(core, ColoMode::Primary, ColoExitReason::Request);
     at(core, "primary-failover-disks").await;
     if let Err(e) = core.env.disks.stop_all(true).await {
         core.warn(&e);
     }
+    at(core, "primary-failover-net").await;
     core.env.net.hold_identity(true, None);
+    at(core, "primary-failover-start").await;
     match stopped {
         Some(state) => core.env.vm.set_run_state(&state),
         None => core.env.vm.start().await,
     }
+    at(core, "primary-failover-end").await;
     // The host takes its time for this, so the guest runs first. But the next migration may be asked for as soon as this one is seen to
     // be over, and logs by itself.
     let stop = |sender: &mut Sender| {

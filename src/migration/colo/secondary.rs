@@ -44,8 +44,10 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
     if let Err(e) = core.env.vm.stop(StopReason::Colo).await {
         core.warn(&e);
     }
+    at(core, "secondary-failover-stopped").await;
     // The primary counts on a checkpoint that this side has said to have. Without it the machine is of two epochs.
     let whole = Pair { core, worker, primary_runs_early: false }.apply().await;
+    at(core, "secondary-failover-applied").await;
     tell_exit(core, ColoMode::Secondary, ColoExitReason::Request);
     at(core, "secondary-failover-disks").await;
     if let Err(e) = core.env.disks.stop_all(true).await {
@@ -56,9 +58,11 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
     core.env.net.notify_failover();
     match whole {
         Ok(_) => {
+            at(core, "secondary-failover-announce").await;
             announce(core);
             at(core, "secondary-failover-start").await;
             core.env.vm.start().await;
+            at(core, "secondary-failover-end").await;
         }
         Err(e) => {
             core.warn(&e.prepend("The last checkpoint cannot be taken over, the guest stays stopped: "));

@@ -1,9 +1,9 @@
 //! Pairs of machines of fakes, broken at every step and at every stretch of bytes. What must hold: the survivor is whole (RAM, device
 //! and disk of one epoch), and is not behind what the primary has released.
 
-use super::{CheckpointCause, StepHook, Steps};
+use super::{CheckpointCause, Part, StepHook, Steps, steps_of};
 use crate::fake::{FakeMachine, FakeWorld};
-use crate::hooks::{LocalFuture, VmControl};
+use crate::hooks::{ColoMode, LocalFuture, VmControl};
 use crate::{MigrateArguments, MigrationYank};
 use lockstep_event::Context;
 use lockstep_util::Result;
@@ -161,25 +161,13 @@ impl TestPair {
     }
 }
 
-const PRIMARY_STEPS: [&str; 7] = [
-    "primary-request",
-    "primary-reply",
-    "primary-stopped",
-    "primary-send",
-    "primary-received",
-    "primary-released",
-    "primary-loaded",
-];
-const SECONDARY_STEPS: [&str; 8] = [
-    "secondary-wait-request",
-    "secondary-request",
-    "secondary-stopped",
-    "secondary-validated",
-    "secondary-received",
-    "secondary-ram-applied",
-    "secondary-devices-applied",
-    "secondary-applied",
-];
+fn primary_steps() -> impl Iterator<Item = &'static str> {
+    steps_of(ColoMode::Primary, Part::Checkpoint)
+}
+
+fn secondary_steps() -> impl Iterator<Item = &'static str> {
+    steps_of(ColoMode::Secondary, Part::Checkpoint)
+}
 
 #[test]
 fn checkpoints_make_the_secondary_what_the_primary_was() {
@@ -328,12 +316,12 @@ fn the_delay_makes_checkpoints_and_setting_it_makes_one_at_once() {
 
 #[test]
 fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
-    for (side, steps) in [(0, &PRIMARY_STEPS[..]), (1, &SECONDARY_STEPS[..])] {
-        for step in steps {
+    for side in [ColoMode::Primary, ColoMode::Secondary] {
+        for step in steps_of(side, Part::Checkpoint) {
             in_context(async {
                 let hook = AtStep::new(step, 2);
                 let hooks = [Steps::new(hook.clone()), Steps::default()];
-                let [a, b] = if side == 0 {
+                let [a, b] = if side == ColoMode::Primary {
                     hooks
                 } else {
                     let [a, b] = hooks;
@@ -343,7 +331,7 @@ fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
                 pair.connect().await;
                 let yanks: Vec<MigrationYank> = [&pair.primary, &pair.secondary].map(|m| m.migration.yank()).into();
                 *hook.action.borrow_mut() = Some(Box::new(move || yanks.iter().for_each(MigrationYank::pull)));
-                if *step != "secondary-wait-request" {
+                if step != "secondary-wait-request" {
                     pair.checkpoint(2).await;
                 }
                 pair.epoch(3);
@@ -357,7 +345,7 @@ fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
 
 #[test]
 fn an_error_at_any_step_leaves_a_whole_secondary() {
-    for step in PRIMARY_STEPS.into_iter().chain(SECONDARY_STEPS) {
+    for step in primary_steps().chain(secondary_steps()) {
         in_context(async {
             // "Wait for a request" is the first step, and comes before the first checkpoint.
             let nth = if step == "secondary-wait-request" { 3 } else { 2 };
@@ -414,7 +402,7 @@ fn a_machine_of_two_epochs_never_runs() {
 
 #[test]
 fn a_failover_asked_for_at_any_step_of_the_secondary_is_done() {
-    for step in SECONDARY_STEPS {
+    for step in secondary_steps() {
         in_context(async {
             let hook = AtStep::new(step, 2);
             let pair = TestPair::new(Steps::default(), Steps::new(hook.clone()));
@@ -438,7 +426,7 @@ fn a_failover_asked_for_at_any_step_of_the_secondary_is_done() {
 
 #[test]
 fn a_failover_asked_for_at_any_step_of_the_primary_is_done() {
-    for step in PRIMARY_STEPS {
+    for step in primary_steps() {
         in_context(async {
             let hook = AtStep::new(step, 2);
             let pair = TestPair::new(Steps::new(hook.clone()), Steps::default());
@@ -452,6 +440,50 @@ fn a_failover_asked_for_at_any_step_of_the_primary_is_done() {
             pair.secondary_survives(step).await;
         });
     }
+}
+
+/// Writes the steps down that it is told.
+#[derive(Default)]
+struct Diary(RefCell<Vec<&'static str>>);
+
+impl StepHook for Diary {
+    fn at(&self, step: &'static str) -> LocalFuture<'_, Result<()>> {
+        self.0.borrow_mut().push(step);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+#[test]
+fn each_step_of_a_checkpoint_and_of_a_failover_is_told_in_its_place() {
+    in_context(async {
+        let diaries = [Rc::new(Diary::default()), Rc::new(Diary::default())];
+        let [a, b] = diaries.clone().map(|diary| Steps::new(diary));
+        let pair = TestPair::new(a, b);
+        pair.connect().await;
+        diaries.iter().for_each(|diary| diary.0.borrow_mut().clear());
+        pair.checkpoint(2).await;
+        // A secondary waits again when one checkpoint is over; the first wait was before the diary was opened.
+        let told = |at: usize, side| {
+            let told = diaries[at].0.take();
+            let mut expected: Vec<_> = steps_of(side, Part::Checkpoint).collect();
+            if side == ColoMode::Secondary {
+                expected.rotate_left(1);
+            }
+            assert_eq!(told, expected);
+        };
+        told(0, ColoMode::Primary);
+        told(1, ColoMode::Secondary);
+        pair.primary_survives("primary").await;
+        pair.secondary_survives("secondary").await;
+        for (diary, side) in diaries.iter().zip([ColoMode::Primary, ColoMode::Secondary]) {
+            let told = diary.0.take();
+            // Those of the disk's takeover are told by the block layer, between two of the machine's.
+            let disks = ["-revoked", "-drained", "-flushed"];
+            let machine = |step: &&str| !disks.iter().any(|end| step.ends_with(end));
+            let expected: Vec<_> = steps_of(side, Part::Failover).filter(machine).collect();
+            assert_eq!(told, expected);
+        }
+    });
 }
 
 /// Carries bytes between the two sides until so many have gone from the primary.
