@@ -5,8 +5,9 @@ use crate::machine::Machine;
 use crate::monitor::{Mark, PROMPT};
 use crate::procedure::{Procedure, secondary_at, with_peer};
 use crate::stage::{Host, Stage};
+pub use lockstep_migration::hooks::ColoMode as Side;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long the first copy of RAM or disk, or a failover, may take.
@@ -55,8 +56,8 @@ pub struct Pair<'a> {
     /// Where the events of primary and secondary stood when the pair was joined.
     joined: [Mark; 2],
     started: usize,
-    /// What `LOCKSTEP_FAILPOINTS` is for the next VM that is started.
-    pub failpoints: String,
+    /// VMs look for failpoints.
+    armed: bool,
 }
 
 impl<'a> Pair<'a> {
@@ -73,15 +74,15 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn start_with(stage: &'a Stage, paste: Paste, make: impl FnOnce(&Path) -> io::Result<()>) -> Self {
-        Self::launch_with(stage, paste, ["", ""], make).set_up()
+        Self::launch_with(stage, paste, false, make).set_up()
     }
 
-    /// [`start`](Self::start) with failpoints (`LOCKSTEP_FAILPOINTS`) of the primary and the secondary.
+    /// [`start`](Self::start) with VMs that [`arm`](Self::arm) can give failpoints to.
     ///
     /// # Panics
     /// If a step fails.
-    pub fn start_with_failpoints(stage: &'a Stage, paste: Paste, failpoints: [&str; 2]) -> Self {
-        Self::launch_with(stage, paste, failpoints, |image| GuestImage::default().create(image)).set_up()
+    pub fn start_armed(stage: &'a Stage, paste: Paste) -> Self {
+        Self::launch_with(stage, paste, true, |image| GuestImage::default().create(image)).set_up()
     }
 
     /// Steps 3 and 4.
@@ -97,22 +98,17 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn launch(stage: &'a Stage, paste: Paste) -> Self {
-        Self::launch_with(stage, paste, ["", ""], |image| GuestImage::default().create(image))
+        Self::launch_with(stage, paste, false, |image| GuestImage::default().create(image))
     }
 
-    fn launch_with(
-        stage: &'a Stage,
-        paste: Paste,
-        failpoints: [&str; 2],
-        make: impl FnOnce(&Path) -> io::Result<()>,
-    ) -> Self {
+    fn launch_with(stage: &'a Stage, paste: Paste, armed: bool, make: impl FnOnce(&Path) -> io::Result<()>) -> Self {
         let procedure = Procedure::read();
         let [first, second] = stage.hosts.clone();
         let image = Path::new(&first.place.folder).join("primary.qcow2");
         make(&image).unwrap_or_else(|error| panic!("The guest's image: {error}"));
         std::fs::copy(&image, Path::new(&second.place.folder).join("primary.qcow2")).expect("copying an image");
         stage.mend(&first);
-        let lines = with_failpoints(failpoints[0], procedure.block("1-primary.sh"));
+        let lines = with_failpoints(armed, "primary", procedure.block("1-primary.sh"));
         let primary = Machine::start(&first, "primary", &lines);
         let mut pair = Self {
             stage,
@@ -125,13 +121,34 @@ impl<'a> Pair<'a> {
             promoted: false,
             joined: [Mark::START; 2],
             started: 0,
-            failpoints: String::new(),
+            armed,
         };
-        pair.start_secondary(failpoints[1]);
+        pair.start_secondary();
         for machine in [&pair.primary, pair.secondary()] {
             machine.monitor.greeting(LONG).unwrap_or_else(|failure| panic!("{}: {failure}", machine.name()));
         }
         pair
+    }
+
+    /// The VM of a side.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn side(&mut self, side: Side) -> &mut Machine {
+        match side {
+            Side::Primary => &mut self.primary,
+            Side::Secondary => self.secondary.as_mut().expect("a secondary"),
+        }
+    }
+
+    /// Sets a VM's failpoints, in the form of `LOCKSTEP_FAILPOINTS`; those that it had are gone.
+    ///
+    /// # Panics
+    /// If the pair was not started by [`start_armed`](Self::start_armed).
+    pub fn arm(&mut self, side: Side, text: &str) {
+        assert!(self.armed, "its VMs do not look for failpoints");
+        let (file, next) = (failpoints(self.side(side).name()), "/mnt/vms/next.failpoints");
+        std::fs::write(next, text).and_then(|()| std::fs::rename(next, &file)).expect("the file of failpoints");
     }
 
     /// The secondary.
@@ -140,6 +157,14 @@ impl<'a> Pair<'a> {
     /// If there is none.
     pub fn secondary(&self) -> &Machine {
         self.secondary.as_ref().expect("a secondary")
+    }
+
+    /// Where the VM of a side runs, or ran.
+    pub fn host(&self, side: Side) -> &Host {
+        match side {
+            Side::Primary => &self.primary_host,
+            Side::Secondary => &self.secondary_host,
+        }
     }
 
     /// Where the VM that serves runs.
@@ -195,8 +220,7 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If the failover fails.
     pub fn lose_secondary_by(&mut self, death: Death) -> Machine {
-        let lost = self.secondary.as_mut().expect("a secondary");
-        strike(self.stage, &self.secondary_host, lost, death);
+        self.strike(Side::Secondary, death);
         self.leave_secondary()
     }
 
@@ -227,8 +251,24 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If the failover fails.
     pub fn lose_primary_by(&mut self, death: Death) -> Machine {
-        strike(self.stage, &self.primary_host, &mut self.primary, death);
+        self.strike(Side::Primary, death);
         self.take_over()
+    }
+
+    /// Lets a host die; nobody does anything about it yet.
+    ///
+    /// # Panics
+    /// If there is no such side.
+    pub fn strike(&mut self, victim: Side, death: Death) {
+        if matches!(death, Death::Vanishing | Death::Partition) {
+            self.stage.cut(self.host(victim));
+        }
+        let machine = self.side(victim);
+        match death {
+            Death::Vanishing | Death::Crash => machine.kill(),
+            Death::Hang => machine.freeze(),
+            Death::Partition => {}
+        }
     }
 
     /// Promotes the secondary, whatever its primary does: step 7. Returns the old primary.
@@ -252,8 +292,7 @@ impl<'a> Pair<'a> {
     /// # Panics
     /// If a step fails.
     pub fn resume(&mut self) {
-        let failpoints = self.failpoints.clone();
-        self.start_secondary(&failpoints);
+        self.start_secondary();
         let greeting = self.secondary().monitor.greeting(LONG);
         greeting.unwrap_or_else(|failure| panic!("new secondary: {failure}"));
         self.set_up_secondary();
@@ -271,6 +310,20 @@ impl<'a> Pair<'a> {
         self.join(join);
     }
 
+    /// Nobody is left: kills both VMs and takes their hosts off the network. Returns the hosts of the primary and of the secondary, with
+    /// what is on their disks.
+    pub fn lose_both(mut self) -> [Host; 2] {
+        for (host, machine) in
+            [(&self.primary_host, Some(&mut self.primary)), (&self.secondary_host, self.secondary.as_mut())]
+        {
+            self.stage.cut(host);
+            if let Some(machine) = machine {
+                machine.kill();
+            }
+        }
+        [self.primary_host, self.secondary_host]
+    }
+
     /// Kills both VMs and lets `qemu-img check` look at what they leave behind.
     ///
     /// # Panics
@@ -283,13 +336,13 @@ impl<'a> Pair<'a> {
         }
     }
 
-    fn start_secondary(&mut self, failpoints: &str) {
+    fn start_secondary(&mut self) {
         self.started += 1;
         self.stage.mend(&self.secondary_host);
         let (place, primary) = (&self.secondary_host.place, &self.primary_host.place);
         let lines = secondary_at(self.procedure.block("2-secondary.sh"), place, primary);
-        let lines = with_failpoints(failpoints, &lines);
-        self.secondary = Some(Machine::start(&self.secondary_host, &format!("secondary{}", self.started), &lines));
+        let name = format!("secondary{}", self.started);
+        self.secondary = Some(Machine::start(&self.secondary_host, &name, &with_failpoints(self.armed, &name, &lines)));
     }
 
     fn set_up_secondary(&mut self) {
@@ -336,19 +389,13 @@ impl<'a> Pair<'a> {
     }
 }
 
-fn strike(stage: &Stage, host: &Host, lost: &mut Machine, death: Death) {
-    if matches!(death, Death::Vanishing | Death::Partition) {
-        stage.cut(host);
-    }
-    match death {
-        Death::Vanishing | Death::Crash => lost.kill(),
-        Death::Hang => lost.freeze(),
-        Death::Partition => {}
-    }
+/// The file in which a VM of this name looks for its failpoints.
+fn failpoints(name: &str) -> PathBuf {
+    PathBuf::from(format!("/mnt/vms/{name}.failpoints"))
 }
 
-fn with_failpoints(failpoints: &str, lines: &str) -> String {
-    if failpoints.is_empty() { lines.into() } else { format!("export LOCKSTEP_FAILPOINTS='{failpoints}'\n{lines}") }
+fn with_failpoints(armed: bool, name: &str, lines: &str) -> String {
+    if armed { format!("export LOCKSTEP_FAILPOINTS='@{}'\n{lines}", failpoints(name).display()) } else { lines.into() }
 }
 
 fn give(machine: &mut Machine, text: &str, paste: Paste) {

@@ -1,51 +1,40 @@
-//! Random deaths: hosts of a pair die one after another, by any means and at any moment, and clients must not notice more than a pause.
+//! Hosts of a pair die one after another, and clients must not notice more than a pause: at named steps, one by one, or at random.
 //!
-//! One seed is one course: who dies, how, and at which step or after how long. (What the clients were saying at that moment is not.)
-use crate::colo::{Death, LONG, Pair, Paste};
+//! One seed is one course of random deaths: who dies, how, and at which step or after how long. (What the clients were saying at that
+//! moment is not.)
+use crate::colo::{Death, LONG, Pair, Paste, Side};
 use crate::machine::Machine;
 use crate::stage::Stage;
 use crate::traffic::{self, Echo, Http, KeyValues, Pace};
+use lockstep_migration::colo::{Part, STEPS, Step};
+use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Steps of checkpoints at which a side may be stopped to die there.
-const STEPS: [&str; 14] = [
-    "primary-request",
-    "primary-reply",
-    "primary-stopped",
-    "primary-send",
-    "primary-received",
-    "primary-released",
-    "primary-loaded",
-    "secondary-request",
-    "secondary-stopped",
-    "secondary-validated",
-    "secondary-received",
-    "secondary-ram-applied",
-    "secondary-devices-applied",
-    "secondary-applied",
-];
-/// The longest time that a pair lives.
-const LIFE_MS: u64 = 2500;
+/// The longest time that a pair lives that dies by the clock.
+const LIFE_MS: u64 = 1500;
 /// How long one that came back may try to do harm.
-const HAUNT: Duration = Duration::from_millis(700);
+const HAUNT: Duration = Duration::from_millis(500);
 const BULK: u64 = 3 << 20;
 const BREATH: Duration = Duration::from_millis(30);
 const POLL: Duration = Duration::from_millis(2);
-/// Where paused VMs leave their mark.
-const MARKS: &str = "/mnt";
+/// How often a checkpoint is asked for while a step of one is waited for.
+const ASK_EVERY: Duration = Duration::from_millis(50);
+/// The file by which a failpoint tells that its step is reached.
+pub const REACHED: &str = "/mnt/vms/reached";
+/// Tells a side that the other one is gone.
+pub const ALONE: &str = r#"{"execute": "x-colo-lost-heartbeat"}"#;
 
 /// What a course of deaths has seen.
 #[derive(Clone, Debug, Default)]
 pub struct Course {
-    /// Hosts that died.
-    pub deaths: usize,
-    /// Of these, at a named step.
-    pub at_steps: usize,
+    /// How often each side died, by step: `the secondary at primary-send`, `the primary by the clock`.
+    pub deaths: BTreeMap<String, u64>,
     /// Acknowledged writes, all still there.
     pub puts: usize,
     /// Bytes of transfers, each checked.
@@ -80,7 +69,200 @@ impl Dice {
     }
 }
 
-/// A pair whose hosts die `deaths` times, with clients all the while. `tell` hears of each death before it happens.
+/// When a host dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// After so long.
+    Clock(Duration),
+    /// When a side stands at a step of a checkpoint, for the `nth` time from now.
+    Checkpoint {
+        /// The step.
+        step: &'static Step,
+        /// Which time.
+        nth: u64,
+    },
+    /// When the victim, which was told that it is alone while the other one lives, stands at a step of its failover.
+    Failover(&'static Step),
+}
+
+/// A death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blow {
+    /// Who dies.
+    pub victim: Side,
+    /// How.
+    pub by: Death,
+    /// When.
+    pub moment: Moment,
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the {} ", self.victim.as_str())?;
+        match self.moment {
+            Moment::Clock(_) => f.write_str("by the clock"),
+            Moment::Checkpoint { step, .. } | Moment::Failover(step) => write!(f, "at {}", step.name),
+        }
+    }
+}
+
+/// The steps of a part of a pair's life, of both sides.
+pub fn steps(part: Part) -> impl Iterator<Item = &'static Step> {
+    STEPS.iter().filter(move |step| step.part == part)
+}
+
+/// Steps of a failover at which the other side can still go on: once the survivor may speak to the network, nobody else may.
+pub fn revocable_steps() -> impl Iterator<Item = &'static Step> {
+    let last = |side: Side| match side {
+        Side::Primary => "primary-failover-start",
+        Side::Secondary => "secondary-failover-net",
+    };
+    [Side::Primary, Side::Secondary].into_iter().flat_map(move |side| {
+        let end = steps(Part::Failover).position(|step| step.name == last(side)).map_or(0, |at| at + 1);
+        steps(Part::Failover).take(end).filter(move |step| step.side == side)
+    })
+}
+
+impl Blow {
+    /// One of all.
+    fn random(dice: &mut Dice) -> Self {
+        let victim = dice.pick(&[Side::Primary, Side::Secondary]);
+        let by = dice.pick(&Death::ALL);
+        let any = |dice: &mut Dice, steps: Vec<&'static Step>| dice.pick(&steps);
+        match dice.below(10) {
+            0..2 => Self { victim, by, moment: Moment::Clock(Duration::from_millis(dice.below(LIFE_MS))) },
+            2..8 => {
+                let step = any(dice, steps(Part::Checkpoint).collect());
+                Self { victim, by, moment: Moment::Checkpoint { step, nth: 1 + dice.below(3) } }
+            }
+            // Whoever was told to go on alone and comes back would do so.
+            _ => {
+                let step = any(dice, revocable_steps().collect());
+                let by = dice.pick(&[Death::Crash, Death::Vanishing]);
+                Self { victim: step.side, by, moment: Moment::Failover(step) }
+            }
+        }
+    }
+}
+
+/// A pair with clients, whose hosts die.
+pub struct Run<'a> {
+    pair: Pair<'a>,
+    clients: Clients,
+    course: Course,
+}
+
+impl<'a> Run<'a> {
+    /// Starts both.
+    ///
+    /// # Errors
+    /// If the guest does not answer.
+    ///
+    /// # Panics
+    /// If a step of the procedure fails.
+    pub fn start(stage: &'a Stage, paste: Paste, seed: u64) -> io::Result<Self> {
+        let pair = Pair::start_armed(stage, paste);
+        traffic::wait_for_guest(LONG)?;
+        Ok(Self { pair, clients: Clients::start(seed)?, course: Course::default() })
+    }
+
+    /// The time between checkpoints, from now on.
+    ///
+    /// # Panics
+    /// If it cannot be set.
+    pub fn set_checkpoint_period(&mut self, period: Duration) {
+        self.pair.set_checkpoint_period(period);
+    }
+
+    /// A host dies, the other one goes on alone, and the clients look at what they have.
+    ///
+    /// # Errors
+    /// If a client lost its connection, an acknowledged write, or got a wrong byte.
+    ///
+    /// # Panics
+    /// If a step of the procedure fails, or the victim never comes to its step.
+    pub fn strike(&mut self, blow: &Blow) -> io::Result<()> {
+        let _name = Name(blow);
+        match blow.moment {
+            Moment::Clock(life) => std::thread::sleep(life),
+            Moment::Checkpoint { step, nth } => {
+                self.pair.arm(step.side, &format!("{}@{nth}=pause:{REACHED}", step.name));
+                self.wait_for_step(step, |pair| pair.set_checkpoint_delay());
+            }
+            Moment::Failover(step) => {
+                self.pair.arm(step.side, &format!("{}=pause:{REACHED}", step.name));
+                self.pair.side(step.side).monitor.command(ALONE);
+                self.wait_for_step(step, |_| ());
+            }
+        }
+        self.pair.strike(blow.victim, blow.by);
+        let survivor = match blow.victim {
+            Side::Primary => Side::Secondary,
+            Side::Secondary => Side::Primary,
+        };
+        self.pair.arm(survivor, "");
+        let _ = std::fs::remove_file(REACHED);
+        let lost = match blow.victim {
+            Side::Primary => self.pair.take_over(),
+            Side::Secondary => self.pair.leave_secondary(),
+        };
+        *self.course.deaths.entry(blow.to_string()).or_default() += 1;
+        self.clients.check_alive()?;
+        lay_to_rest(lost, blow.by);
+        self.clients.verify()?;
+        self.clients.wait_for_echoes()
+    }
+
+    /// A new secondary takes the dead one's place.
+    ///
+    /// # Errors
+    /// If a client lost its connection.
+    ///
+    /// # Panics
+    /// If a step of the procedure fails.
+    pub fn resume(&mut self) -> io::Result<()> {
+        self.pair.resume();
+        self.clients.check_alive()
+    }
+
+    /// The clients have a last look, the images too.
+    ///
+    /// # Errors
+    /// If a client lost its connection, an acknowledged write, or got a wrong byte.
+    ///
+    /// # Panics
+    /// If an image has errors.
+    pub fn finish(mut self) -> io::Result<Course> {
+        self.clients.finish(&mut self.course)?;
+        self.pair.end();
+        Ok(self.course)
+    }
+
+    fn wait_for_step(&mut self, step: &Step, ask: impl Fn(&mut Pair<'_>)) {
+        let (start, mut asked) = (Instant::now(), Instant::now());
+        while !Path::new(REACHED).exists() {
+            assert!(start.elapsed() < LONG, "waited too long for {}", step.name);
+            if asked.elapsed() > ASK_EVERY {
+                ask(&mut self.pair);
+                asked = Instant::now();
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+/// Names a death if something panics meanwhile.
+struct Name<'a>(&'a Blow);
+
+impl Drop for Name<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("when there died {} ({:?})", self.0, self.0.by);
+        }
+    }
+}
+
+/// A pair whose hosts die `deaths` times at random, with clients all the while. `tell` hears of each death before it happens.
 ///
 /// # Errors
 /// If a client lost its connection, an acknowledged write, or got a wrong byte.
@@ -89,47 +271,17 @@ impl Dice {
 /// If a step of the procedure fails, or an image has errors at the end.
 pub fn play(stage: &Stage, seed: u64, deaths: usize, mut tell: impl FnMut(&str)) -> io::Result<Course> {
     let mut dice = Dice::new(seed);
-    let mut pair = Pair::start(stage, Paste::AtOnce);
-    traffic::wait_for_guest(LONG)?;
-    let clients = Clients::start(seed)?;
-    let mut course = Course { deaths, ..Course::default() };
-    let mut marks = [None, None];
+    let mut run = Run::start(stage, Paste::AtOnce, seed)?;
     for number in 1..=deaths {
-        pair.set_checkpoint_period(Duration::from_millis(dice.pick(&[50, 200, 1000])));
-        let death = dice.pick(&Death::ALL);
-        let primary_by_time = dice.below(2) == 0;
-        let life = Duration::from_millis(dice.below(LIFE_MS));
-        let paused = wait_for_mark(&marks, life);
-        course.at_steps += usize::from(paused.is_some());
-        // Marks: of the primary, of the secondary.
-        let primary_dies = paused.map_or(primary_by_time, |side| side == 0);
-        let place = paused.and_then(|side| marks[side].as_ref()).map_or("by time".into(), Mark::step);
-        tell(&format!("death {number}: {} by {death:?}, {place}", if primary_dies { "primary" } else { "secondary" }));
-        let survivor = usize::from(primary_dies);
-        let sweeper = Sweeper::start(marks[survivor].clone());
-        let lost = if primary_dies { pair.lose_primary_by(death) } else { pair.lose_secondary_by(death) };
-        clients.check_alive()?;
-        lay_to_rest(lost, death);
-        drop(sweeper);
-        clients.verify()?;
-        clients.wait_for_echoes()?;
-        if primary_dies {
-            marks.swap(0, 1);
+        run.set_checkpoint_period(Duration::from_millis(dice.pick(&[50, 200, 1000])));
+        let blow = Blow::random(&mut dice);
+        tell(&format!("death {number}: {blow} ({:?})", blow.by));
+        run.strike(&blow)?;
+        if number < deaths {
+            run.resume()?;
         }
-        let mark = Mark::draw(&mut dice, number);
-        pair.failpoints = mark.as_ref().map(Mark::failpoint).unwrap_or_default();
-        // What is left of the survivor's own is not to stop the next pair's beginning.
-        let sweeper = Sweeper::start(marks[0].clone());
-        pair.resume();
-        drop(sweeper);
-        marks[1] = mark;
-        clients.check_alive()?;
     }
-    let sweepers = marks.map(Sweeper::start);
-    clients.finish(&mut course)?;
-    drop(sweepers);
-    pair.end();
-    Ok(course)
+    run.finish()
 }
 
 /// A VM that was only cut off or stood still comes back for a while, then it is made sure that it is dead.
@@ -139,73 +291,6 @@ fn lay_to_rest(mut lost: Machine, death: Death) {
         std::thread::sleep(HAUNT);
     }
     lost.kill();
-}
-
-/// A step at which a VM stops and leaves a mark, so that it can die there.
-#[derive(Clone, Debug)]
-struct Mark {
-    step: &'static str,
-    nth: u64,
-    path: PathBuf,
-}
-
-impl Mark {
-    /// For the VM that the given death makes room for: two of three get one.
-    fn draw(dice: &mut Dice, number: usize) -> Option<Self> {
-        let (step, nth, wanted) = (dice.pick(&STEPS), 1 + dice.below(4), dice.below(3) != 0);
-        wanted.then(|| Self { step, nth, path: PathBuf::from(format!("{MARKS}/mark-{number}")) })
-    }
-
-    fn failpoint(&self) -> String {
-        format!("{}@{}=pause:{}", self.step, self.nth, self.path.display())
-    }
-
-    fn step(&self) -> String {
-        format!("at {} {}", self.step, self.nth)
-    }
-}
-
-/// Waits for a VM to leave its mark, at most so long; its place in `marks`.
-fn wait_for_mark(marks: &[Option<Mark>; 2], limit: Duration) -> Option<usize> {
-    let start = Instant::now();
-    loop {
-        let found = marks.iter().position(|mark| mark.as_ref().is_some_and(|mark| mark.path.exists()));
-        if found.is_some() || start.elapsed() >= limit {
-            return found;
-        }
-        std::thread::sleep(POLL);
-    }
-}
-
-/// Lets a survivor go on that stops at its step while it takes over.
-struct Sweeper {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Sweeper {
-    fn start(mark: Option<Mark>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let thread = mark.map(|mark| {
-            std::thread::spawn(move || {
-                while !told.load(Relaxed) {
-                    let _ = std::fs::remove_file(&mark.path);
-                    std::thread::sleep(POLL);
-                }
-            })
-        });
-        Self { stop, thread }
-    }
-}
-
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        self.stop.store(true, Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
 
 /// Clients that go on whatever happens: two connections with short messages, one that writes, transfers in both directions.

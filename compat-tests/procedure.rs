@@ -74,6 +74,11 @@ pub fn with_peer(text: &str, peer: &str) -> String {
     text
 }
 
+/// Lines for the VM of a dead secondary's images, on the host at `place`.
+pub fn restart_at(text: &str, place: &Place) -> String {
+    text.replace(&Place::second().folder, &place.folder)
+}
+
 /// Step 2 for a secondary at `place` whose primary is at `primary`.
 pub fn secondary_at(text: &str, place: &Place, primary: &Place) -> String {
     let text =
@@ -89,7 +94,7 @@ mod tests {
     fn the_guide_has_a_block_for_every_step() {
         let procedure = Procedure::read();
         let files = procedure.files();
-        assert_eq!(files.len(), 11);
+        assert_eq!(files.len(), 14);
         assert_eq!(files[0], "1-primary.sh");
         assert!(files.iter().all(|file| procedure.block(file).ends_with('\n')));
         assert_eq!(procedure.block("5-checkpoint-delay.jsonl").lines().count(), 1);

@@ -1,16 +1,22 @@
 //! `soak deaths [--count N] [--seed N]`: random deaths, in courses of some deaths each, until one fails or all are over.
+//!
+//! Each course runs in namespaces of its own, in a process of its own; what that says is passed on, but for its last line, the tally.
 use lockstep_compat_tests::deaths::play;
 use lockstep_compat_tests::machine;
 use lockstep_compat_tests::stage::{self, Layout, Stage};
-use std::process::ExitCode;
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const USAGE: &str = "usage: soak deaths [--count N] [--seed N]
   --count N  how many hosts die (default 1000)
   --seed N   seed of the first course; a course that failed is played again by its seed (default: of the clock)";
 /// Deaths of one course.
-const COURSE: usize = 20;
+const COURSE: usize = 50;
 const LIMIT: Duration = Duration::from_secs(1200);
+/// Begins a course's tally: how often each side died, by step.
+const TALLY: &str = "tally ";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -47,12 +53,12 @@ impl Options {
 
 fn courses(options: &Options) -> ExitCode {
     let (begin, mut left, mut seed, mut failed) = (Instant::now(), options.count, options.seed, Vec::new());
+    let mut tally = BTreeMap::new();
     while left > 0 {
         let count = left.min(COURSE);
-        let arguments = ["deaths", "--count", &count.to_string(), "--seed", &seed.to_string()];
-        match stage::run_again_inside(&arguments) {
-            Ok(status) if status.success() => {}
-            Ok(_) => {
+        match run_course(count, seed, &mut tally) {
+            Ok(true) => {}
+            Ok(false) => {
                 println!("FAILED: play it again with --count {count} --seed {seed}");
                 failed.push(seed);
             }
@@ -63,6 +69,8 @@ fn courses(options: &Options) -> ExitCode {
         }
         (left, seed) = (left - count, seed.wrapping_add(1));
     }
+    println!("Deaths in courses that went well:");
+    tally.iter().for_each(|(place, count)| println!("{count:>6}  {place}"));
     println!(
         "{} deaths in {:.0} min, {} courses failed {failed:?}",
         options.count,
@@ -70,6 +78,20 @@ fn courses(options: &Options) -> ExitCode {
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Did it go well?
+fn run_course(count: usize, seed: u64, tally: &mut BTreeMap<String, u64>) -> io::Result<bool> {
+    let arguments = ["deaths", "--count", &count.to_string(), "--seed", &seed.to_string()];
+    let mut process = stage::command_inside(&arguments)?.stdout(Stdio::piped()).spawn()?;
+    for line in BufReader::new(process.stdout.take().expect("piped")).lines() {
+        let line = line?;
+        match line.strip_prefix(TALLY).map(serde_json::from_str::<BTreeMap<String, u64>>) {
+            Some(Ok(deaths)) => deaths.into_iter().for_each(|(place, count)| *tally.entry(place).or_default() += count),
+            _ => println!("{line}"),
+        }
+    }
+    Ok(process.wait()?.success())
 }
 
 fn course(options: &Options) -> ExitCode {
@@ -87,17 +109,19 @@ fn course(options: &Options) -> ExitCode {
     let tell = |text: &str| println!("  {:>6.1} s  {text}", begin.elapsed().as_secs_f64());
     match play(&stage, options.seed, options.count, tell) {
         Ok(course) => {
+            let steps =
+                course.deaths.iter().filter(|(place, _)| place.contains(" at ")).map(|(_, count)| count).sum::<u64>();
             println!(
-                "  {:>6.1} s  {} deaths, {} at a step: {} writes all there, {} MB right to the byte, {} round trips on connections \
+                "  {:>6.1} s  {} deaths, {steps} at a step: {} writes all there, {} MB right to the byte, {} round trips on connections \
                  never reset, the longest wait {:.1} s; images clean",
                 begin.elapsed().as_secs_f64(),
-                course.deaths,
-                course.at_steps,
+                course.deaths.values().sum::<u64>(),
                 course.puts,
                 course.bulk_bytes / 1_000_000,
                 course.echoes,
                 course.worst_wait.as_secs_f64()
             );
+            println!("{TALLY}{}", serde_json::to_string(&course.deaths).expect("numbers by name"));
             ExitCode::SUCCESS
         }
         Err(error) => {

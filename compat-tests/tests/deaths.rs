@@ -10,6 +10,9 @@ const LIMIT: Duration = Duration::from_secs(400);
 fn four_random_deaths_lose_nothing() {
     on_stage(TwoHosts, LIMIT, |stage| {
         let course = play(stage, 3, 4, |text| println!("{text}")).expect("no client notices more than a pause");
-        assert!(course.puts > 0 && course.bulk_bytes > 0 && course.echoes > 0, "{course:?}");
+        assert!(
+            course.deaths.values().sum::<u64>() == 4 && course.puts > 0 && course.bulk_bytes > 0 && course.echoes > 0,
+            "{course:?}"
+        );
     });
 }

@@ -1,11 +1,13 @@
 //! The moments in which a pair could lose or spoil something, each forced: a host dies, hangs or goes wrong at a named step of a
 //! checkpoint or a failover. Its link goes down before it is killed, so that nothing its kernel has buffered still gets out.
-use lockstep_compat_tests::colo::{LONG, Pair, Paste};
+use lockstep_compat_tests::colo::{Death, LONG, Pair, Paste, Side};
+use lockstep_compat_tests::deaths::{Blow, Moment, REACHED, Run, revocable_steps, steps};
 use lockstep_compat_tests::machine::Machine;
 use lockstep_compat_tests::monitor::{Event, Mark};
 use lockstep_compat_tests::stage::Layout::TwoHosts;
 use lockstep_compat_tests::stage::{Host, Stage, on_stage};
 use lockstep_compat_tests::traffic::{self, Echo, Http, KeyValues, Pace};
+use lockstep_migration::colo::Part;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -13,32 +15,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(580);
-/// The file by which a failpoint tells that its step is reached.
-const REACHED: &str = "/mnt/vms/reached";
 
-const PRIMARY_STEPS: [&str; 7] = [
-    "primary-request",
-    "primary-reply",
-    "primary-stopped",
-    "primary-send",
-    "primary-received",
-    "primary-released",
-    "primary-loaded",
-];
-const SECONDARY_STEPS: [&str; 8] = [
-    "secondary-wait-request",
-    "secondary-request",
-    "secondary-stopped",
-    "secondary-validated",
-    "secondary-received",
-    "secondary-ram-applied",
-    "secondary-devices-applied",
-    "secondary-applied",
-];
-
-fn running_pair<'a>(stage: &'a Stage, failpoints: [&str; 2]) -> Pair<'a> {
-    let _ = std::fs::remove_file(REACHED);
-    let pair = Pair::start_with_failpoints(stage, Paste::Lines, failpoints);
+fn running_pair(stage: &Stage) -> Pair<'_> {
+    let pair = Pair::start_armed(stage, Paste::Lines);
     traffic::wait_for_guest(LONG).expect("the guest answers");
     pair
 }
@@ -78,7 +57,7 @@ fn wait_for(what: &str, done: impl Fn() -> bool) {
     }
 }
 
-/// Asks for checkpoints until a failpoint (at its eighth time: a guest that comes up has some of its own) holds one of the sides.
+/// Asks for checkpoints until a failpoint holds one of the sides.
 fn wait_for_step(pair: &mut Pair<'_>, step: &str) {
     let start = Instant::now();
     while !Path::new(REACHED).exists() {
@@ -104,58 +83,55 @@ fn expect_harmless(pair: &mut Pair<'_>, host: &Host, before: u64) {
     assert_eq!(spoken(host), before, "the old primary has spoken");
 }
 
-#[test]
-fn the_primary_may_die_at_any_step_of_a_checkpoint() {
-    on_stage(TwoHosts, LIMIT, |stage| {
-        for step in PRIMARY_STEPS {
-            eprintln!("{step}");
-            let mut pair = running_pair(stage, [&format!("{step}@8=pause:{REACHED}"), ""]);
-            let clients = Clients::start();
-            wait_for_step(&mut pair, step);
-            pair.lose_primary();
-            clients.check();
-            pair.end();
+/// Lets hosts die one after another, each time in a pair that the survivor of the last one has found anew.
+fn die(stage: &Stage, blows: impl IntoIterator<Item = Blow>) {
+    let mut run = Run::start(stage, Paste::Lines, 1).expect("the guest answers");
+    let mut blows = blows.into_iter().peekable();
+    while let Some(blow) = blows.next() {
+        eprintln!("{blow}");
+        run.strike(&blow).unwrap_or_else(|error| panic!("when there died {blow}: {error}"));
+        if blows.peek().is_some() {
+            run.resume().unwrap_or_else(|error| panic!("after there died {blow}: {error}"));
         }
-    });
+    }
+    let course = run.finish().expect("no byte lost, doubled or wrong");
+    assert!(course.puts > 0 && course.bulk_bytes > 0 && course.echoes > 0, "{course:?}");
+}
+
+/// Whoever of the two is at a step, either may die then.
+fn at_any_step_of_a_checkpoint(victim: Side) -> impl Iterator<Item = Blow> {
+    let moments = steps(Part::Checkpoint).map(|step| Moment::Checkpoint { step, nth: 2 });
+    moments.map(move |moment| Blow { victim, by: Death::Vanishing, moment })
 }
 
 #[test]
-fn the_secondary_may_die_at_any_step_of_a_checkpoint() {
-    on_stage(TwoHosts, LIMIT, |stage| {
-        for step in SECONDARY_STEPS {
-            eprintln!("{step}");
-            let mut pair = running_pair(stage, ["", &format!("{step}@8=pause:{REACHED}")]);
-            let clients = Clients::start();
-            wait_for_step(&mut pair, step);
-            pair.lose_secondary();
-            clients.check();
-            pair.end();
-        }
-    });
+fn the_primary_may_die_at_any_step_of_a_checkpoint_on_either_side() {
+    on_stage(TwoHosts, LIMIT, |stage| die(stage, at_any_step_of_a_checkpoint(Side::Primary)));
 }
 
 #[test]
-fn the_primary_may_die_while_the_secondary_is_at_any_step_of_a_checkpoint() {
+fn the_secondary_may_die_at_any_step_of_a_checkpoint_on_either_side() {
+    on_stage(TwoHosts, LIMIT, |stage| die(stage, at_any_step_of_a_checkpoint(Side::Secondary)));
+}
+
+#[test]
+fn whoever_was_told_to_go_on_alone_may_die_before_it_speaks_and_the_other_goes_on() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        for step in SECONDARY_STEPS {
-            eprintln!("{step}");
-            let mut pair = running_pair(stage, ["", &format!("{step}@8=pause:{REACHED}")]);
-            let clients = Clients::start();
-            wait_for_step(&mut pair, step);
-            stage.cut(&stage.hosts[0]);
-            pair.primary.kill();
-            std::fs::remove_file(REACHED).expect("the failpoint's file");
-            pair.take_over();
-            clients.check();
-            pair.end();
-        }
+        die(
+            stage,
+            revocable_steps().map(|step| Blow {
+                victim: step.side,
+                by: Death::Vanishing,
+                moment: Moment::Failover(step),
+            }),
+        );
     });
 }
 
 #[test]
 fn an_old_primary_that_was_frozen_and_wakes_up_neither_writes_nor_speaks() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let clients = Clients::start();
         pair.set_checkpoint_delay();
         pair.wait_for_checkpoints(1);
@@ -179,8 +155,9 @@ fn an_old_primary_that_was_frozen_at_any_step_of_a_checkpoint_neither_writes_nor
     on_stage(TwoHosts, LIMIT, |stage| {
         for step in ["primary-stopped", "primary-received", "primary-loaded"] {
             eprintln!("{step}");
-            let mut pair = running_pair(stage, [&format!("{step}@8=pause:{REACHED},{step}@8=freeze"), ""]);
+            let mut pair = running_pair(stage);
             let clients = Clients::start();
+            pair.arm(Side::Primary, &format!("{step}@2=pause:{REACHED},{step}@2=freeze"));
             wait_for_step(&mut pair, step);
             std::fs::remove_file(REACHED).expect("the failpoint's file");
             let host = stage.hosts[0].clone();
@@ -199,7 +176,7 @@ fn an_old_primary_that_was_frozen_at_any_step_of_a_checkpoint_neither_writes_nor
 #[test]
 fn a_primary_whose_link_comes_back_after_it_was_replaced_neither_writes_nor_speaks() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let clients = Clients::start();
         pair.set_checkpoint_delay();
         pair.wait_for_checkpoints(1);
@@ -220,7 +197,7 @@ fn a_primary_whose_link_comes_back_after_it_was_replaced_neither_writes_nor_spea
 #[test]
 fn a_frozen_secondary_holds_nothing_up() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let clients = Clients::start();
         pair.set_checkpoint_delay();
         pair.wait_for_checkpoints(1);
@@ -249,7 +226,7 @@ fn losses(machine: &mut Machine, place: &str) -> u64 {
 #[test]
 fn what_the_secondary_says_into_a_broken_connection_is_said_again() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let clients = Clients::start();
         pair.set_checkpoint_period(Duration::from_secs(3600));
         for _ in 0..3 {
@@ -272,7 +249,7 @@ fn what_the_secondary_says_into_a_broken_connection_is_said_again() {
 #[test]
 fn a_mirror_that_is_full_keeps_the_pair_together() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let clients = Clients::start();
         pair.set_checkpoint_period(Duration::from_secs(3600));
         // Nobody listens on this port: the guest has nothing to say to it. More comes than sockets and queues hold.
@@ -298,7 +275,7 @@ fn a_mirror_that_is_full_keeps_the_pair_together() {
 #[test]
 fn a_disk_write_that_the_secondary_does_not_get_ends_the_pair_before_the_next_checkpoint() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let mut http = Http::open().expect("a connection");
         http.get("/").expect("an answer");
         let secondary = pair.secondary.as_mut().expect("a secondary");
@@ -329,7 +306,7 @@ fn a_disk_write_that_the_secondary_does_not_get_ends_the_pair_before_the_next_ch
 #[test]
 fn figures_and_events_tell_of_checkpoints_and_their_causes() {
     on_stage(TwoHosts, LIMIT, |stage| {
-        let mut pair = running_pair(stage, ["", ""]);
+        let mut pair = running_pair(stage);
         let on = r#"{"execute": "migrate-set-parameters", "arguments": {"x-checkpoint-events": true}}"#;
         let mark = pair.primary.monitor.mark();
         pair.primary.monitor.command(on);
