@@ -238,7 +238,12 @@ impl Tx<'_> {
             M::Sti => {
                 self.spoil_flags();
                 self.supervisor_only();
+                // What is asked already is taken behind the next instruction, which may be the last before a CLI.
                 stubs::test_byte(&mut self.a, layout::INTERRUPT_WAITS, 0xff);
+                self.miss();
+                self.a.load_gs(r::RAX, layout::REQUESTS);
+                self.a.op_mem(false, &[], false, &[0x83], ext::CMP, Mem::base(r::RAX, 0));
+                self.a.bytes(&[0]);
                 self.miss();
                 // BTS [rest], 9; the next instruction is not interrupted if this one did it.
                 self.a.op_mem(true, &[], true, &[0x0f, 0xba], 5, Mem::at(layout::REST));

@@ -22,11 +22,12 @@ fn an_interrupt_between_two_blocks_does_not_join_its_handler_to_the_first() {
 
 #[test]
 fn an_interrupt_finds_the_instruction_between_the_one_after_sti_and_cli() {
-    for engine in [Engine::Interpreter, Engine::Translator] {
+    for (engine, hot) in [(Engine::Interpreter, 0), (Engine::Translator, 12), (Engine::Translator, 0)] {
         // Taken between two NOPs; not between STI and the instruction after it.
         for (window, taken) in [(&[0xfb, 0x90, 0x90, 0xfa][..], 1), (&[0xfb, 0x90, 0xfa], 1), (&[0xfb, 0xfa], 0)] {
             let platform = Arc::new(Quiet::default());
             let (mut cpu, ram) = long_mode_of(platform.clone(), engine);
+            cpu.translator.hot = hot;
             // cli; rdtsc; the window; hlt
             let code = [&[0xfa, 0x0f, 0x31], window, &[0xf4]].concat();
             ram.write(CODE, &code).unwrap();
