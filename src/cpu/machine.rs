@@ -29,6 +29,8 @@ pub struct Machine {
     /// The same by block and 64-page word, for looking at what devices wrote.
     words: RwLock<HashMap<(usize, usize), CodeWord>>,
     links: Mutex<Vec<Arc<CpuLink>>>,
+    /// Blocks whose writes somebody collects; held while they are collected.
+    logged: Mutex<Vec<RamBlock>>,
     /// The A20 gate is closed: address bit 20 is always 0.
     a20_closed: AtomicBool,
 }
@@ -49,6 +51,7 @@ impl Machine {
             code: RwLock::default(),
             words: RwLock::default(),
             links: Mutex::default(),
+            logged: Mutex::default(),
             a20_closed: AtomicBool::new(false),
         });
         memory.add_listener(Arc::new(MapListener(Arc::downgrade(&this))));
@@ -172,15 +175,42 @@ impl MemoryListener for MapListener {
 struct TranslationLog(std::sync::Weak<Machine>);
 
 impl DirtyLog for TranslationLog {
-    fn logging_changed(&self, _block: &RamBlock) -> Result<()> {
+    fn logging_changed(&self, block: &RamBlock) -> Result<()> {
         if let Some(machine) = self.0.upgrade() {
+            let mut logged = machine.logged.lock();
+            let known = logged.iter().position(|b| b.same(block));
+            match (known, block.is_logged_for_others()) {
+                (None, true) => {
+                    block.unseen_writes().clear();
+                    logged.push(block.clone());
+                }
+                (Some(at), false) => drop(logged.swap_remove(at)),
+                _ => {}
+            }
             machine.flush_and_wait();
         }
         Ok(())
     }
 
-    /// Nothing waits to be merged: while a block is logged, processors mark each write.
-    fn sync(&self) {}
+    /// A page whose bit is set may be written until the flush, so the bits are merged after it: who then reads the page sees
+    /// all that was written. What is written later sets the bit anew, for the next time.
+    fn sync(&self) {
+        let Some(machine) = self.0.upgrade() else { return };
+        let logged = machine.logged.lock();
+        let mut taken = vec![];
+        for block in &*logged {
+            let bitmap = block.unseen_writes();
+            let words = (0..bitmap.words()).map(|word| (block, word, bitmap.take_word(word)));
+            taken.extend(words.filter(|(.., bits)| *bits != 0));
+        }
+        if taken.is_empty() {
+            return;
+        }
+        machine.flush_and_wait();
+        for (block, word, bits) in taken {
+            block.merge_unseen_word(word, bits);
+        }
+    }
 }
 
 /// RAM or ROM in the memory map, as a processor's translations use it.

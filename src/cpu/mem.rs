@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use lockstep_memory::PAGE_SIZE;
+
 use crate::{
     Cpu,
     fault::{Fault, R, Reason, vector},
@@ -340,13 +342,24 @@ impl Cpu {
         let journaling = self.checker.journal.is_some();
         let watched = if self.is_watched(page) { SLOW } else { 0 };
         let range = if apic { None } else { self.range_of(physical_page) };
-        let (addend, slow, slow_write) = match range {
+        let (addend, slow, write) = match range {
             Some(r) => {
                 let host = r.host + (physical_page - r.start);
-                let logged = r.readonly || r.block.is_logged_for_others() || journaling;
-                (host.wrapping_sub(page), 0, logged || self.machine.has_code(host >> 12))
+                let write = if r.readonly || journaling {
+                    Some(SLOW)
+                } else if !r.block.is_logged_for_others() {
+                    Some(watched)
+                } else if access == Access::Write && walk.writable_now {
+                    // Before the first write, and before the entry is there that lets others pass unseen.
+                    r.block.unseen_writes().set((r.offset + (physical_page - r.start)) / PAGE_SIZE, 1);
+                    Some(watched)
+                } else {
+                    None
+                };
+                let code = self.machine.has_code(host >> 12);
+                (host.wrapping_sub(page), 0, if code { Some(SLOW) } else { write })
             }
-            None => (0, SLOW, true),
+            None => (0, SLOW, Some(SLOW)),
         };
         if walk.large != 0 {
             self.note_large(address, walk.large);
@@ -365,8 +378,10 @@ impl Cpu {
         if walk.readable {
             entry.read = page | slow | watched;
         }
-        if walk.writable_now {
-            entry.write = page | if slow_write { SLOW } else { watched };
+        if walk.writable_now
+            && let Some(how) = write
+        {
+            entry.write = page | how;
         }
         if walk.executable {
             entry.exec = page | slow;

@@ -40,6 +40,7 @@ struct Inner {
     name: String,
     memory: MmapRegion,
     dirty: [DirtyBitmap; 3],
+    unseen: DirtyBitmap,
     logging: AtomicU8,
 }
 
@@ -57,7 +58,8 @@ impl RamBlock {
             .ok_or_else(|| err!("cannot set up guest memory '{name}': Cannot allocate memory"))?;
         let pages = memory.size() as u64 / PAGE_SIZE;
         let dirty = CLIENTS.map(|_| DirtyBitmap::new(pages));
-        Ok(Self { inner: Arc::new(Inner { name, memory, dirty, logging: AtomicU8::new(0) }) })
+        let unseen = DirtyBitmap::new(pages);
+        Ok(Self { inner: Arc::new(Inner { name, memory, dirty, unseen, logging: AtomicU8::new(0) }) })
     }
 
     /// The name in the migration stream.
@@ -188,6 +190,23 @@ impl RamBlock {
         let logging = self.inner.logging.load(Ordering::Acquire);
         for client in CLIENTS {
             if logging & (1 << client as u8) != 0 {
+                self.inner.dirty[client as usize].merge_word(word, bits);
+            }
+        }
+    }
+
+    /// Pages that a software CPU may write from now on without saying so each time: it sets a page's bit before its first write,
+    /// and its [`DirtyLog`] takes the bits, has that right given back, and merges them.
+    pub fn unseen_writes(&self) -> &DirtyBitmap {
+        &self.inner.unseen
+    }
+
+    /// Merges 64 pages' bits of [`unseen_writes`](Self::unseen_writes) for all clients that collect but the software CPUs' code
+    /// caches: a page with code is never among them.
+    pub fn merge_unseen_word(&self, word: usize, bits: u64) {
+        let logging = self.inner.logging.load(Ordering::Acquire);
+        for client in CLIENTS {
+            if logging & (1 << client as u8) != 0 && !matches!(client, DirtyClient::Code) {
                 self.inner.dirty[client as usize].merge_word(word, bits);
             }
         }

@@ -3,6 +3,7 @@
 mod bench;
 mod calls;
 mod debug;
+mod dirty;
 mod faults;
 mod fuzz;
 mod instructions;
