@@ -1,6 +1,6 @@
 //! A writer of key-value pairs that remembers which writes were acknowledged: those must be there, whatever happened since.
-use super::Http;
 use super::stream::fill;
+use super::{Http, http::Response};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -47,7 +47,7 @@ impl KeyValues {
         for (key, value) in latest.filter_map(|key| self.acknowledged.get_key_value(&key)) {
             let response = http.request("GET", &format!("/kv/{key}"), &[])?;
             if response.status != 200 || response.body != *value {
-                return Err(io::Error::other(format!("{key} was acknowledged, and now: status {}", response.status)));
+                return Err(lost(key, &response, value));
             }
         }
         Ok(())
@@ -67,4 +67,15 @@ impl KeyValues {
         }
         Ok(())
     }
+}
+
+/// Says what is there instead of an acknowledged value.
+fn lost(key: &str, response: &Response, value: &[u8]) -> io::Error {
+    let same = response.body.iter().zip(value).take_while(|(a, b)| a == b).count();
+    let (lengths, status) = ((response.body.len(), value.len()), response.status);
+    let there = &response.body[same..response.body.len().min(same + 32)];
+    io::Error::other(format!(
+        "{key} was acknowledged, and now: status {status}, {} bytes of {}, equal to byte {same}, there {there:02x?}",
+        lengths.0, lengths.1
+    ))
 }

@@ -602,6 +602,16 @@ impl Tx<'_> {
         self.a.op_mem(true, &[], true, &[0x03], r::R11, Mem::at(layout::EPOCH));
         self.a.op_mem(true, &[], true, &[0x3b], r::R11, Mem::at(at + layout::CELL_TAG));
         let from = self.a.jcc(ext::NE);
+        if last != 0 {
+            // The last byte is in the cell's page. The first one need not be: a loop that goes downwards comes from there.
+            if let Some((base, disp)) = simple {
+                self.a.lea(r::RAX, Mem::base(base, disp));
+            }
+            self.a.op_reg(true, &[0x33], r::R11, r::RAX);
+            self.a.alu(true, ext::CMP, r::R11, 0x1000);
+            let crosses = self.a.jcc(ext::AE);
+            self.misses.push(crosses);
+        }
         if simple.is_some() {
             self.a.load_gs(r::RAX, at + layout::CELL_ADDEND);
         } else {

@@ -120,3 +120,29 @@ fn smap_is_suspended_and_restored_in_machine_code() {
         assert_eq!((cpu.hot.gpr[gpr::RDX], cpu.cr2), (0, 1 << 30));
     }
 }
+
+#[test]
+fn a_loop_downwards_crosses_into_the_page_before() {
+    // The two pages lie elsewhere in physical memory, the second one first.
+    let (mut cpu, ram) = with_a_page();
+    put64(&ram, 0x5008, (DATA - 0x3000) | 0x67);
+    let byte = |at: u64| (at * at / 5 % 251) as u8;
+    let page = |from: u64| (from..from + 0x1000).map(byte).collect::<Vec<_>>();
+    ram.write(DATA, &page(0)).unwrap();
+    ram.write(DATA - 0x3000, &page(0x1000)).unwrap();
+    let word = |at: u64| u64::from_le_bytes(std::array::from_fn(|i| byte(at + i as u64)));
+    // add rdx, [rbx]; sub rbx, 8; and, with an index, add rdx, [rsi + rdi]; sub rdi, 8
+    let simple = [0x48, 0x03, 0x13, 0x48, 0x83, 0xeb, 8];
+    let indexed = [0x48, 0x03, 0x14, 0x3e, 0x48, 0x83, 0xef, 8];
+    for body in [&simple[..], &indexed] {
+        for first in [0x1ff0, 0x1ff3, 0x1ff7] {
+            cpu.hot.gpr[gpr::RBX] = (1 << 30) + first;
+            (cpu.hot.gpr[gpr::RSI], cpu.hot.gpr[gpr::RDI]) = (1 << 30, first);
+            cpu.hot.gpr[gpr::RIP] = CODE;
+            cpu.halted = false;
+            run_loop(&mut cpu, &ram, body, 900);
+            let sum = (0..900).fold(0u64, |sum, pass| sum.wrapping_add(word(first - 8 * pass)));
+            assert_eq!(cpu.hot.gpr[gpr::RDX], sum, "from {first:#x}");
+        }
+    }
+}
