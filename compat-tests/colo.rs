@@ -394,8 +394,14 @@ fn failpoints(name: &str) -> PathBuf {
     PathBuf::from(format!("/mnt/vms/{name}.failpoints"))
 }
 
+/// Lines that start a VM which looks for failpoints. It has none: those of an earlier VM of this name are gone.
 fn with_failpoints(armed: bool, name: &str, lines: &str) -> String {
-    if armed { format!("export LOCKSTEP_FAILPOINTS='@{}'\n{lines}", failpoints(name).display()) } else { lines.into() }
+    if !armed {
+        return lines.into();
+    }
+    let file = failpoints(name);
+    let _ = std::fs::remove_file(&file);
+    format!("export LOCKSTEP_FAILPOINTS='@{}'\n{lines}", file.display())
 }
 
 fn give(machine: &mut Machine, text: &str, paste: Paste) {

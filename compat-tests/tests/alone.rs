@@ -11,16 +11,20 @@ use lockstep_compat_tests::stage::{Host, Stage, on_stage};
 use lockstep_compat_tests::traffic::{self, Http, KeyValues};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(580);
-/// Several of them fill more than one stretch of a merge.
-const VALUE: usize = 40_000;
+const VALUE: usize = 100_000;
+/// So many are more than one stretch of a merge, which has at most 4 MiB.
+const MORE_THAN_A_STRETCH: usize = 60;
 
 /// Writes pairs until its connection ends.
 struct Writer {
     stream: TcpStream,
+    acknowledged: Arc<AtomicUsize>,
     thread: JoinHandle<KeyValues>,
 }
 
@@ -28,14 +32,25 @@ impl Writer {
     fn start() -> Self {
         let mut http = Http::open().expect("a connection");
         let stream = http.stream().try_clone().expect("a descriptor");
+        let acknowledged = Arc::new(AtomicUsize::new(0));
+        let count = acknowledged.clone();
         let thread = std::thread::spawn(move || {
             let mut pairs = KeyValues::default();
             while pairs.put_next(&mut http, VALUE).is_ok() {
+                count.store(pairs.acknowledged(), Ordering::SeqCst);
                 std::thread::sleep(Duration::from_millis(3));
             }
             pairs
         });
-        Self { stream, thread }
+        Self { stream, acknowledged, thread }
+    }
+
+    fn wait_for(&self, more: usize) {
+        let (start, enough) = (Instant::now(), self.acknowledged.load(Ordering::SeqCst) + more);
+        while self.acknowledged.load(Ordering::SeqCst) < enough {
+            assert!(start.elapsed() < LONG && !self.thread.is_finished(), "not enough was written");
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// What it has written, when nobody answers any more.
@@ -54,11 +69,11 @@ fn both_die(stage: &Stage, last: Side, failpoint: &str) -> ([Host; 2], KeyValues
     let mut pair = Pair::start_armed(stage, Paste::AtOnce);
     traffic::wait_for_guest(LONG).expect("the guest answers");
     let writer = Writer::start();
-    std::thread::sleep(Duration::from_millis(300));
+    writer.wait_for(5);
     // What is written since the last checkpoint is in the secondary's overlays alone, or in its memory.
     pair.set_checkpoint_delay();
     pair.wait_for_checkpoints(1);
-    std::thread::sleep(Duration::from_millis(500));
+    writer.wait_for(MORE_THAN_A_STRETCH);
     let first = if last == Side::Primary { Side::Secondary } else { Side::Primary };
     pair.strike(first, Death::Vanishing);
     pair.arm(last, failpoint);

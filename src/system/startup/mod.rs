@@ -144,11 +144,12 @@ async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
     machine::finish(vm)?;
     vm.board.resets.reset(ResetKind::Cold);
     vm.set_migration(migration::create(vm)?);
+    // Before anybody can ask for them.
+    backends::displays(vm, line).await?;
     let dispatcher = qmp::dispatcher(vm)?;
     monitors::start(vm, &dispatcher, line).await?;
     backends::qtest(vm, line).await?;
     backends::debuggers(vm, line).await?;
-    backends::displays(vm, line).await?;
     if let Some(o) = line.last("pidfile") {
         write_pidfile(&o.value)?;
     }
