@@ -2,7 +2,39 @@
 //!
 //! The features are those of version 1; later versions say what they change.
 
-use super::{ModelInfo, Numbers, VersionInfo};
+use super::Numbers;
+
+/// A model, with its versions from 1 on.
+pub(super) struct ModelInfo {
+    pub name: &'static str,
+    pub vendor: &'static [u8; 12],
+    pub numbers: Numbers,
+    /// Features of version 1.
+    pub features: &'static str,
+    pub versions: &'static [VersionInfo],
+}
+
+/// What a version of a model changes of version 1.
+pub(super) struct VersionInfo {
+    /// A name of its own.
+    pub alias: &'static str,
+    pub model_id: &'static str,
+    pub note: &'static str,
+    pub changes: &'static str,
+}
+
+/// The model and the version that a name means.
+pub(super) fn find(name: &str) -> Option<(&'static ModelInfo, &'static VersionInfo)> {
+    MODELS.iter().find_map(|info| {
+        let of_alias = info.versions.iter().find(|v| !v.alias.is_empty() && v.alias == name);
+        let numbered = || {
+            let rest = name.strip_prefix(info.name)?;
+            let number = if rest.is_empty() { 1 } else { rest.strip_prefix("-v")?.parse::<usize>().ok()? };
+            info.versions.get(number.checked_sub(1)?)
+        };
+        of_alias.or_else(numbered).map(|version| (info, version))
+    })
+}
 
 #[rustfmt::skip]
 pub(super) static MODELS: &[ModelInfo] = &[
