@@ -128,9 +128,8 @@ fn waiting_for_a_client_ends_when_it_comes() {
 #[test]
 fn unix_sockets_are_named_and_unlinked() {
     run(|registry| async move {
-        let folder = std::env::temp_dir().join(format!("lockstep-chardev-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = folder.join("sock").to_str().unwrap().to_owned();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock").to_str().unwrap().to_owned();
         made(&registry, "s", &format!("socket,path={path},server=on,wait=off")).await;
         assert_eq!(filename(&registry, "s"), format!("disconnected:unix:{path},server=on"));
         made(&registry, "c", &format!("socket,path={path}")).await;
@@ -142,7 +141,6 @@ fn unix_sockets_are_named_and_unlinked() {
         registry.remove("s").unwrap();
         tokio::task::yield_now().await;
         assert!(!std::path::Path::new(&path).exists());
-        std::fs::remove_dir_all(folder).unwrap();
     });
 }
 
@@ -361,9 +359,8 @@ fn short_forms_mean_what_they_say() {
 #[test]
 fn a_file_takes_output_and_gives_input_until_its_end() {
     run(|registry| async move {
-        let folder = std::env::temp_dir().join(format!("lockstep-file-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let (out, input) = (folder.join("out"), folder.join("in"));
+        let folder = tempfile::tempdir().unwrap();
+        let (out, input) = (folder.path().join("out"), folder.path().join("in"));
         std::fs::write(&input, b"from the file").unwrap();
         made(&registry, "f", &format!("file,path={},input-path={}", out.display(), input.display())).await;
         let mut stream = registry.attach("f").unwrap().into_stream();
@@ -374,7 +371,6 @@ fn a_file_takes_output_and_gives_input_until_its_end() {
         assert_eq!(stream.try_read(&mut [0; 9]).unwrap(), 0);
         assert_eq!(stream.event(true).await, StreamEvent::Closed);
         assert_eq!(std::fs::read(&out).unwrap(), b"to the file");
-        std::fs::remove_dir_all(folder).unwrap();
     });
 }
 

@@ -161,11 +161,10 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixListener;
 
-    /// A VM's end: says `says`, line by line as the client asks.
-    fn serve(says: &'static [u8]) -> String {
-        let folder = std::env::temp_dir().join(format!("colo-view-{}-{says:p}", std::process::id()));
-        let path = folder.to_string_lossy().into_owned();
-        let _ = std::fs::remove_file(&path);
+    /// A VM's end: says `says`, line by line as the client asks. Its socket is in the folder.
+    fn serve(says: &'static [u8]) -> (tempfile::TempDir, String) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("monitor").to_string_lossy().into_owned();
         let listener = UnixListener::bind(&path).unwrap();
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -173,12 +172,12 @@ mod tests {
             stream.shutdown(std::net::Shutdown::Write).unwrap();
             let _ = stream.read_to_end(&mut Vec::new());
         });
-        path
+        (folder, path)
     }
 
     #[test]
     fn answers_and_events_become_updates_and_the_rest_is_passed_over() {
-        let path = serve(
+        let (_folder, path) = serve(
             b"{\"QMP\": {}}\n{\"return\": {}}\n{\"id\": \"query-status\", \"return\": {\"status\": \"running\"}}\n\
               {\"event\": \"STOP\", \"timestamp\": {\"seconds\": 5, \"microseconds\": 500000}}\n{\"id\": 7, \"return\": 1}\n",
         );
@@ -196,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_is_no_monitor_is_not_listened_to() {
-        let path = serve(b"HTTP/1.1 400 Bad Request\r\n");
+        let (_folder, path) = serve(b"HTTP/1.1 400 Bad Request\r\n");
         let ended = session(&path, |_| true);
         assert_eq!(ended.unwrap_err().to_string(), "that is no monitor");
     }

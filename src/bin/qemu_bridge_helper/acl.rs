@@ -76,11 +76,9 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Vec<Rule> {
-        let path = std::env::temp_dir().join(format!("lockstep-acl-{}-{:p}", std::process::id(), text));
-        std::fs::write(&path, text).unwrap();
-        let rules = load(path.to_str().unwrap());
-        std::fs::remove_file(path).unwrap();
-        rules.unwrap()
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, text).unwrap();
+        load(file.path().to_str().unwrap()).unwrap()
     }
 
     #[test]
@@ -100,16 +98,17 @@ mod tests {
 
     #[test]
     fn includes_are_followed_and_missing_ones_ignored() {
-        let path = std::env::temp_dir().join(format!("lockstep-acl-inner-{}", std::process::id()));
-        std::fs::write(&path, format!("allow br7\ninclude {}", path.display())).unwrap();
-        let rules = parse(&format!("include /nosuch\ninclude {}\ndeny br1", path.display()));
-        std::fs::remove_file(path).unwrap();
+        let inner = tempfile::NamedTempFile::new().unwrap();
+        let path = inner.path().display();
+        std::fs::write(&inner, format!("allow br7\ninclude {path}")).unwrap();
+        let rules = parse(&format!("include /nosuch\ninclude {path}\ndeny br1"));
         assert!(allows(&rules, "br7") && !allows(&rules, "br1"));
     }
 
     #[test]
     fn malformed_files_are_refused() {
-        let path = std::env::temp_dir().join(format!("lockstep-acl-bad-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("acl");
         for (text, note) in [("allow", "Invalid config line:\n  allow\n"), ("permit br0", "Unknown command `permit'")] {
             std::fs::write(&path, text).unwrap();
             assert_eq!(load(path.to_str().unwrap()), Err(Some(note.to_owned())));

@@ -174,7 +174,8 @@ fn a_buffer_keeps_packets_for_its_interval_and_lets_them_go_when_switched_off() 
 fn a_dump_is_a_pcap_file() {
     run(|| async {
         let m = Machine::new().await;
-        let path = std::env::temp_dir().join(format!("lockstep-dump-{}", std::process::id()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("dump");
         m.object(json!({"qom-type": "filter-dump", "id": "d", "netdev": "hn0", "file": path.to_str().unwrap(), "maxlen": 20}))
             .unwrap();
         m.peer.send(plain("x"));
@@ -184,7 +185,6 @@ fn a_dump_is_a_pcap_file() {
         assert_eq!(file[..4], 0xa1b2_c3d4u32.to_ne_bytes());
         assert_eq!(file[32..36], 20u32.to_ne_bytes());
         assert_eq!(file[36..40], 60u32.to_ne_bytes());
-        std::fs::remove_file(path).unwrap();
     });
 }
 

@@ -109,7 +109,7 @@ fn a_helpers_descriptor_is_probed_and_errors_are_worded_as_qemus() {
             return;
         }
         // A helper as a shell command.
-        let script = std::env::temp_dir().join(format!("lockstep-helper-{}.py", std::process::id()));
+        let script = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
             &script,
             "import sys,os,fcntl,struct,socket,array\n\
@@ -121,9 +121,8 @@ fn a_helpers_descriptor_is_probed_and_errors_are_worded_as_qemus() {
              s.sendmsg([b'\\0'],[(socket.SOL_SOCKET,socket.SCM_RIGHTS,array.array('i',[t]))])\n",
         )
         .unwrap();
-        let helper = format!("python3 {}", script.display());
+        let helper = format!("python3 {}", script.path().display());
         let made = machine(tap(json!({"helper": helper, "br": "mybr"}))).await;
-        std::fs::remove_file(&script).unwrap();
         let (net, ..) = made.unwrap();
         assert!(net.info_network().contains(&format!("type=tap,helper={helper}\r\n")), "{}", net.info_network());
         assert!(ip("link set lst2 up"));
