@@ -5,6 +5,7 @@
 
 pub mod cpu_model;
 pub mod cpu_state;
+pub mod dump;
 mod gate;
 #[cfg(test)]
 mod gate_model;

@@ -336,6 +336,10 @@ impl Cpu {
             entry.neighbours.push(page);
         }
         self.block_count += 1;
+        if self.tracer.is_some() {
+            // SAFETY: it was put there just now.
+            self.trace_code(address, &bytes[..usize::from(unsafe { (*pointer).bytes })]);
+        }
         Ok(Some(pointer))
     }
 
@@ -417,6 +421,7 @@ impl Cpu {
         };
         fetch(self, address, &mut bytes[..room])?;
         if let Some(block) = self.decode(&bytes[..room], 1, room == 15) {
+            self.trace_code(address, &bytes[..usize::from(block.bytes)]);
             return Ok(block);
         }
         let mut next = (address & !0xfff).wrapping_add(0x1000);
@@ -425,7 +430,10 @@ impl Cpu {
         }
         fetch(self, next, &mut bytes[room..])?;
         match self.decode(&bytes, 1, true) {
-            Some(block) => Ok(block),
+            Some(block) => {
+                self.trace_code(address, &bytes[..usize::from(block.bytes)]);
+                Ok(block)
+            }
             None => Err(self.ud()),
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     msr::Msrs,
     platform::{CpuLink, CpuidLeaf, Platform, request},
     state::{Hot, Segment, Table, flag, gpr, seg},
+    trace::Tracer,
 };
 
 /// Why [`Cpu::run`] returned.
@@ -111,6 +112,10 @@ pub struct Cpu {
     pub(crate) breakpoints: bool,
     /// What a debugger outside the guest asks for, if there is one.
     pub(crate) debugging: Option<Box<Debugging>>,
+    /// What is logged, if there is a log.
+    pub(crate) tracer: Option<Box<Tracer>>,
+    /// Every block is logged, so that they run one at a time.
+    pub(crate) traced: bool,
     /// Data breakpoints that the running instruction hits.
     pub(crate) watch_hit: u64,
     /// The next instruction is not interrupted (STI, MOV SS).
@@ -240,6 +245,8 @@ impl Cpu {
             single: false,
             breakpoints: false,
             debugging: None,
+            tracer: None,
+            traced: false,
             watch_hit: 0,
             shadow: false,
             trap_after: false,
@@ -360,7 +367,16 @@ impl Cpu {
                 self.shadow = false;
             }
             if alone {
+                if self.traced {
+                    self.trace_block(std::ptr::null());
+                }
                 if self.step().is_err() {
+                    return Exit::TripleFault;
+                }
+                continue;
+            }
+            if self.traced {
+                if self.run_traced(shadow).is_err() {
                     return Exit::TripleFault;
                 }
                 continue;
@@ -401,6 +417,25 @@ impl Cpu {
                         return Exit::TripleFault;
                     }
                 }
+            }
+        }
+    }
+
+    /// Logs the block at `RIP` and runs it, without those that its links lead to.
+    fn run_traced(&mut self, shadow: bool) -> Result<(), TripleFault> {
+        match self.find_block() {
+            Ok(found) => {
+                self.shadow = shadow;
+                self.trace_block(found.unwrap_or(std::ptr::null()));
+                self.shadow = false;
+                match found {
+                    Some(block) => self.run_single(block),
+                    None => self.step(),
+                }
+            }
+            Err(_) => {
+                let reason = std::mem::take(&mut self.reason);
+                self.deliver_exception(reason)
             }
         }
     }
@@ -535,6 +570,11 @@ impl Cpu {
             self.link_way = 0;
             self.graveyard.clear();
         }
+        if self.link.clear(request::LOG) != 0 {
+            self.running = std::ptr::null();
+            self.follow_log();
+            self.graveyard.clear();
+        }
         if self.link.clear(request::DEBUG) != 0
             && let Some(stop) = self.take_debug_stop()
         {
@@ -547,6 +587,7 @@ impl Cpu {
             return Ok(None);
         }
         if self.link.clear(request::INIT) != 0 {
+            self.trace_reset();
             self.init();
             self.wait_for_sipi = self.platform.apic_base() & 0x100 == 0;
         }
@@ -597,6 +638,7 @@ impl Cpu {
                 if let Some(vector) = self.outside(|cpu| cpu.platform.take_interrupt()) {
                     self.halted = false;
                     self.interrupt_waits = true;
+                    self.trace_interrupt(vector);
                     self.deliver_interrupt(vector)?;
                     self.flags_changed();
                     return Ok(None);

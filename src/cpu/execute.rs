@@ -132,6 +132,7 @@ impl Cpu {
             return Ok(done);
         }
         self.unknown = Some(*insn);
+        self.trace_unknown(insn.len());
         Err(self.ud())
     }
 
@@ -230,12 +231,12 @@ impl Cpu {
             M::Iret => self.iret(2)?,
             M::Iretd => self.iret(4)?,
             M::Iretq => self.iret(8)?,
-            M::Int => self.enter(insn.immediate8(), None, Source::Software)?,
-            M::Int3 => self.enter(vector::BP, None, Source::Software)?,
-            M::Int1 => self.enter(vector::DB, None, Source::Exception)?,
+            M::Int => self.enter_traced(insn.immediate8(), None, Source::Software, self.here)?,
+            M::Int3 => self.enter_traced(vector::BP, None, Source::Software, self.here)?,
+            M::Int1 => self.enter_traced(vector::DB, None, Source::Exception, self.here)?,
             M::Into => {
                 if self.hot.cc & 1 != 0 {
-                    self.enter(vector::OF, None, Source::Software)?;
+                    self.enter_traced(vector::OF, None, Source::Software, self.here)?;
                 }
             }
             M::Bound => {
@@ -250,7 +251,11 @@ impl Cpu {
                 }
                 return Ok(Some(false));
             }
-            M::Ud0 | M::Ud1 | M::Ud2 | M::INVALID => return Err(self.ud()),
+            M::Ud0 | M::Ud1 | M::Ud2 => return Err(self.ud()),
+            M::INVALID => {
+                self.trace_unknown(insn.len());
+                return Err(self.ud());
+            }
             _ => return Ok(None),
         }
         Ok(Some(true))

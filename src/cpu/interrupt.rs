@@ -29,13 +29,14 @@ impl Cpu {
         let Reason::Exception { vector: mut v, mut code, mut address } = reason else { return Ok(()) };
         let rip = self.hot.gpr[gpr::RIP];
         self.fault_count += 1;
+        self.trace_exception(None, v);
         loop {
             if v == vector::PF {
                 self.cr2 = address;
             }
             self.next = rip;
             let stack = self.hot.gpr[gpr::RSP];
-            if self.note_delivery(|cpu| cpu.enter(v, code, Source::Exception)).is_ok() {
+            if self.note_delivery(|cpu| cpu.enter_traced(v, code, Source::Exception, rip)).is_ok() {
                 self.hot.gpr[gpr::RIP] = self.next;
                 return Ok(());
             }
@@ -46,7 +47,9 @@ impl Cpu {
                 // The stack lies in code of ours: it was forgotten, so that it works now.
                 continue;
             };
+            self.trace_exception(Some(v), second);
             if v == vector::DF {
+                self.trace_triple_fault();
                 return Err(TripleFault);
             }
             (v, code, address) = if makes_double_fault(v, second) {
@@ -59,10 +62,11 @@ impl Cpu {
 
     /// Delivers an interrupt between two instructions.
     pub(crate) fn deliver_interrupt(&mut self, v: u8) -> Result<(), TripleFault> {
-        self.next = self.hot.gpr[gpr::RIP];
+        let rip = self.hot.gpr[gpr::RIP];
+        self.next = rip;
         let stack = self.hot.gpr[gpr::RSP];
         for _ in 0..4 {
-            match self.note_delivery(|cpu| cpu.enter(v, None, Source::External)) {
+            match self.note_delivery(|cpu| cpu.enter_traced(v, None, Source::External, rip)) {
                 Ok(()) => {
                     self.hot.gpr[gpr::RIP] = self.next;
                     return Ok(());

@@ -33,6 +33,7 @@ mod system;
 mod task;
 #[cfg(test)]
 mod tests;
+mod trace;
 
 pub use cpu::{Cpu, Exit};
 pub use debug::{DebugControl, DebugStop, WatchKind, Watchpoint};
@@ -41,3 +42,4 @@ pub use jit::Engine;
 pub use machine::Machine;
 pub use platform::{CpuLink, CpuidLeaf, Platform, request};
 pub use registers::{Events, Registers};
+pub use trace::DumpRegisters;

@@ -66,6 +66,8 @@ pub mod request {
     pub const CODE: u32 = 1 << 6;
     /// A debugger's stop was reached.
     pub const DEBUG: u32 = 1 << 7;
+    /// What is logged changed.
+    pub const LOG: u32 = 1 << 8;
     /// What ends a HLT.
     pub const WAKES: u32 = EXIT | INTERRUPT | NMI | INIT | SIPI;
 }

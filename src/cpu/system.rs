@@ -368,6 +368,7 @@ impl Cpu {
                         return Err(self.gp());
                     }
                     self.cr3 = value;
+                    self.trace_control(3);
                     self.flush_tlb_but_global();
                 }
                 Register::CR4 => self.set_cr4(value)?,
@@ -456,6 +457,7 @@ impl Cpu {
         let changed = self.cr0 ^ value;
         let defined = 0xe005_003f;
         self.cr0 = value & defined | cr::CR0_ET;
+        self.trace_control(0);
         if self.cr0 & cr::CR0_PE == 0 || changed & cr::CR0_PE != 0 {
             self.cpl = 0;
         }

@@ -60,6 +60,15 @@ impl AccessRules {
         (self.valid_min..=self.valid_max).contains(&size) && (self.unaligned || offset.is_multiple_of(u64::from(size)))
     }
 
+    /// Why an access is not accepted, in QEMU's words.
+    pub(crate) fn refusal(&self, offset: u64, size: u32) -> String {
+        if !self.unaligned && !offset.is_multiple_of(u64::from(size)) {
+            "unaligned".into()
+        } else {
+            format!("invalid size (min:{} max:{})", self.valid_min, self.valid_max)
+        }
+    }
+
     fn step(&self, size: u32) -> u32 {
         size.clamp(self.handled_min.max(1), self.handled_max.max(1))
     }

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 
+use lockstep_util::log::{Log, item};
+
 use crate::{FlatRange, FlatTarget, FlatView, MemTxError, RamBlock, Region, access};
 
 /// Who follows the map: KVM's memory slots, a software CPU's TLB.
@@ -102,6 +104,7 @@ impl AddressSpace {
                 None => {
                     let n = gap(&view, at, rest.len());
                     rest[..n].fill(self.inner.unassigned);
+                    self.note_refused(at, n as u32, false);
                     (n, Err(MemTxError::Decode))
                 }
                 Some(range) => self.read_range(range, at, rest),
@@ -142,7 +145,11 @@ impl AddressSpace {
             let at = address.wrapping_add(done as u64);
             let rest = &buf[done..];
             let (n, outcome) = match view.find(at) {
-                None => (gap(&view, at, rest.len()), Err(MemTxError::Decode)),
+                None => {
+                    let n = gap(&view, at, rest.len());
+                    self.note_refused(at, n as u32, true);
+                    (n, Err(MemTxError::Decode))
+                }
                 Some(range) => write_range(range, at, rest),
             };
             result = result.and(outcome);
@@ -163,7 +170,7 @@ impl AddressSpace {
                 let (handler, offset) = (handler.clone(), offset + (address - range.start));
                 // A handler may change the map: the snapshot is let go first.
                 drop(view);
-                return access::read(&*handler, offset, size);
+                return access::read(&*handler, offset, size).inspect_err(|_| self.note_refused(address, size, false));
             }
         }
         let mut bytes = [0; 8];
@@ -182,10 +189,33 @@ impl AddressSpace {
             {
                 let (handler, offset) = (handler.clone(), offset + (address - range.start));
                 drop(view);
-                return access::write(&*handler, offset, size, value);
+                let done = access::write(&*handler, offset, size, value);
+                return done.inspect_err(|_| self.note_refused(address, size, true));
             }
         }
         self.write(address, &value.to_le_bytes()[..size as usize])
+    }
+
+    /// `-d invalid_mem`: tells of an access that was refused.
+    #[cold]
+    fn note_refused(&self, address: u64, size: u32, write: bool) {
+        if !Log::global().has(item::INVALID_MEM) {
+            return;
+        }
+        let view = self.view();
+        let (at, name, reason) = match view.find(address).map(|r| (r, &r.target)) {
+            Some((range, FlatTarget::Io { handler, offset })) => {
+                let at = offset + (address - range.start);
+                (at, &*range.name, handler.rules().refusal(at, size))
+            }
+            Some(_) => return,
+            // All ports answer.
+            None if self.inner.unassigned != 0 => return,
+            None => (address, "(null)", "rejected".into()),
+        };
+        let what = if write { "write" } else { "read" };
+        Log::global()
+            .write(&format!("Invalid {what} at addr {at:#X}, size {size}, region '{name}', reason: {reason}\n"));
     }
 
     /// What reads give where nothing answers, for an access of `size` bytes.

@@ -9,7 +9,9 @@ use lockstep_cpu::{
 use crate::cpu_state::{CpuState, FpuState, MpState, PendingEvents, Segment, TableRegister, msr};
 
 fn segment_out(s: &CpuSegment) -> Segment {
-    Segment { selector: s.selector, base: s.base, limit: s.limit, flags: s.flags }
+    // A descriptor's second word has part of the limit, and QEMU's flags are that word.
+    let raw = if s.flags & 1 << 23 != 0 { s.limit >> 12 } else { s.limit };
+    Segment { selector: s.selector, base: s.base, limit: s.limit, flags: s.flags | raw & 0xf_0000 }
 }
 
 fn segment_in(s: &Segment) -> CpuSegment {

@@ -22,7 +22,7 @@ use lockstep_hw::{
     irqchip::{apic::ApicBus, pic::PicPair},
 };
 use lockstep_memory::{AddressSpace, RamList};
-use lockstep_util::{Error, Result, err};
+use lockstep_util::{Error, Log, Result, err};
 use parking_lot::Mutex;
 
 use platform::TcgPlatform;
@@ -122,8 +122,9 @@ impl TcgMachine {
         let platform = TcgPlatform::new(index == 0, link.clone(), self.clocks.clone());
         self.platforms.lock().push(platform.clone());
         let leaves: Vec<_> = cpuid.iter().map(leaf_of).collect();
-        let cpu = lockstep_cpu::Cpu::new(machine, platform.clone(), link, leaves, count)
+        let mut cpu = lockstep_cpu::Cpu::new(machine, platform.clone(), link, leaves, count)
             .map_err(|e| Error::with_errno("cannot set up the software CPU", &e))?;
+        cpu.set_log(Log::global(), index, crate::dump::for_log);
         let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
         Ok(Box::new(TcgVcpu::new(cpu, platform, index, signature)?))
     }

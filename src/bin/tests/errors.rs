@@ -32,6 +32,17 @@ fn wrong_command_lines_get_qemus_words() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// QEMU lists the items on standard output, and ends as after an error.
+#[test]
+fn unknown_items_to_log_are_answered_with_those_there_are() {
+    for items in ["help", "nonsense", "int,nonsense", "none", "", "trace:help"] {
+        let out = Command::new(PROGRAM).args(["-d", items]).stdin(Stdio::null()).output().expect("the program runs");
+        let printed = String::from_utf8_lossy(&out.stdout);
+        assert!(printed.starts_with("Log items (comma separated):\nin_asm          "), "{printed}");
+        assert_eq!((out.status.code(), out.stderr.len()), (Some(1), 0));
+    }
+}
+
 fn make_image(dir: &Path, name: &str) {
     let status = Command::new(env!("CARGO_BIN_EXE_qemu-img"))
         .args(["create", "-q", "-f", "qcow2", name, "64M"])

@@ -1,5 +1,7 @@
 //! Registers and commands of the 82078 (Intel 290475-003) with drives that have no medium: nothing is ever transferred.
 
+use lockstep_util::log::{Log, item};
+
 use super::vmstate::{
     DriveState, FdcPart, FdcState, MediaRateState, PerpendicularState, ResetSenseState, ResultTimerState,
 };
@@ -448,6 +450,9 @@ impl FdcRegs {
     }
 
     fn invalid(&mut self) {
+        if Log::global().has(item::UNIMP) {
+            Log::global().write(&format!("fdc: unimplemented command {:#04x}\n", self.fifo[0]));
+        }
         self.begin_result(&[ST0_INVALID]);
     }
 

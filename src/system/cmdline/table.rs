@@ -86,6 +86,13 @@ pub static OPTIONS: &[OptionDef] = &[
     takes("debugcon", "debugcon dev", "debug port 0xe9 on a character device"),
     takes("pidfile", "pidfile file", "write the process id to a file"),
     flag("S", "do not start the guest at once ('cont' starts it)"),
+    takes("d", "d item1[,...]", "log what the guest does ('-d help' lists the items)"),
+    takes("D", "D logfile", "write that log to a file ('%d' is the process id) in place of standard error"),
+    takes(
+        "dfilter",
+        "dfilter range[,...]",
+        "log code of these addresses only (first+length, last-length, first..last)",
+    ),
     takes("gdb", "gdb dev", "wait for gdb on a character device"),
     flag("s", "shorthand for -gdb tcp::1234"),
     takes("L", "L path", "folder of firmware images, searched first"),

@@ -5,6 +5,7 @@ use std::{rc::Rc, sync::Arc};
 use lockstep_accel::{
     Vcpu, VcpuEvent, VcpuSet,
     cpu_model::{CpuModel, Engine},
+    dump,
     kvm::{KvmClock, KvmMachine, NoKvmClock},
     tcg::{TcgMachine, kvm_cpuid_entry2},
     vmstate,
@@ -12,7 +13,7 @@ use lockstep_accel::{
 use lockstep_event::Local;
 use lockstep_hw::core::{MachineRequest, ResetCause, ResetPhase, ShutdownCause};
 use lockstep_qapi::schema::RunState;
-use lockstep_util::{Result, report};
+use lockstep_util::{Log, Result, log::item, report};
 
 use crate::vm::{Accelerator, Vm};
 
@@ -114,12 +115,25 @@ fn start(vm: &Rc<Vm>, cpus: Vec<Box<dyn Vcpu>>) -> Result<VcpuSet> {
             report::error(format_args!("the vCPU's state cannot be loaded: {e}"));
         });
         vm.board.resets.register(ResetPhase::Cpus, move |_| {
-            if let Err(e) = cpu.lock().reset() {
+            let mut cpu = cpu.lock();
+            log_reset(index, &mut **cpu);
+            if let Err(e) = cpu.reset() {
                 report::error(format_args!("the vCPU cannot be reset: {e}"));
             }
         });
     }
     Ok(set)
+}
+
+/// `-d cpu_reset`: a vCPU's registers before it is reset.
+fn log_reset(index: usize, cpu: &mut dyn Vcpu) {
+    let log = Log::global();
+    if log.has(item::CPU_RESET)
+        && let Ok(state) = cpu.save()
+    {
+        let registers = dump::text(&state, dump::Parts { fpu: true, flags: true });
+        log.write(&format!("CPU Reset (CPU {index})\n{registers}"));
+    }
 }
 
 /// What a vCPU could not handle itself.

@@ -47,10 +47,13 @@ impl Daemon {
         let null =
             File::options().read(true).write(true).open("/dev/null").map_err(|e| err!("cannot open /dev/null: {e}"))?;
         let _ = rustix::process::chdir("/");
-        for fd in 0..3 {
+        // What would be said on standard error goes to the log's file (-D), if there is one.
+        let log = lockstep_util::Log::global().file();
+        let errors = log.as_ref().map_or(null.as_fd(), AsFd::as_fd);
+        for (fd, to) in [(0, null.as_fd()), (1, null.as_fd()), (2, errors)] {
             // SAFETY: the standard descriptors belong to the whole process; each is replaced, never closed.
             let mut standard = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(fd) });
-            let _ = rustix::io::dup2(null.as_fd(), &mut standard);
+            let _ = rustix::io::dup2(to, &mut standard);
         }
         self.parent.write_all(&[0]).map_err(|e| err!("cannot tell the parent process: {e}"))
     }

@@ -2,6 +2,7 @@
 
 mod backends;
 mod daemon;
+mod log;
 mod monitors;
 mod signals;
 
@@ -11,7 +12,7 @@ use lockstep_accel::{kvm::KvmMachine, tcg::TcgMachine};
 use lockstep_event::{Clocks, Context, ContextHandle};
 use lockstep_hw::core::{Board, ResetKind};
 use lockstep_qapi::schema::RunState;
-use lockstep_util::{Error, Result, bail, err, report};
+use lockstep_util::{Error, Log, Result, bail, err, report};
 
 use crate::{
     cmdline::{CommandLine, help},
@@ -37,6 +38,7 @@ pub fn run(words: &[String]) -> ExitCode {
         }
     });
     lockstep_chardev::restore_terminal();
+    Log::global().flush();
     outcome.unwrap_or_else(|e| {
         report_error(&e);
         ExitCode::FAILURE
@@ -52,6 +54,9 @@ fn report_error(error: &Error) {
 async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daemon::Daemon>) -> Result<ExitCode> {
     backends::messages(&line)?;
     backends::descriptor_sets(&line)?;
+    if !log::set_up(&line)? {
+        return Ok(ExitCode::FAILURE);
+    }
     let options = MachineOptions::parse(&line)?;
     backends::display(&line)?;
     let (accelerator, clocks) = choose_accelerator(&options)?;

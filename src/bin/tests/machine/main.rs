@@ -4,6 +4,7 @@ mod colo;
 mod devices;
 mod gdb;
 mod guest;
+mod log;
 mod migration;
 mod qtest;
 mod rare;

@@ -1,6 +1,8 @@
 //! The controller's registers (IBM Personal System/2 Hardware Interface Technical Reference, "Keyboard and Auxiliary Device
 //! Controller").
 
+use lockstep_util::log::{Log, item};
+
 use super::{
     keyboard::Keyboard,
     mouse::Mouse,
@@ -200,6 +202,9 @@ impl Controller {
             }
             // Pulses outputs low; bit 0 is the CPU's reset.
             0xf0.. => self.reset_wanted |= value & 1 == 0,
+            _ if Log::global().has(item::GUEST_ERRORS) => {
+                Log::global().write(&format!("unsupported keyboard cmd={value:#04x}\n"));
+            }
             _ => {}
         }
     }

@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
+use lockstep_accel::dump;
 use lockstep_qapi::schema::{RunState, ShutdownCause};
 use lockstep_util::{Result, err, report};
 
-use super::{Args, HmpCommand, args::Param, prefixed, registers};
+use super::{Args, HmpCommand, args::Param, prefixed};
 use crate::{
     QEMU_VERSION, gdb,
     objects::{IoThreadObject, LocalFuture},
@@ -166,7 +167,7 @@ fn info_registers<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> Lo
         };
         for index in wanted {
             let state = vm.while_paused(|| vcpus.cpu(index).lock().save())?;
-            out.push_str(&registers::text(index as u32, &state));
+            out.push_str(&format!("\nCPU#{index}\n{}", dump::text(&state, dump::Parts { fpu: true, flags: false })));
         }
         Ok(())
     })

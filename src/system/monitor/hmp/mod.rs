@@ -4,10 +4,10 @@ mod args;
 mod block;
 mod devices;
 mod inspect;
+mod log;
 mod machine;
 mod migration;
 mod paging;
-mod registers;
 
 use std::rc::Rc;
 
@@ -44,7 +44,8 @@ impl HmpCommand {
 }
 
 /// The commands, sorted by name.
-static COMMANDS: &[&[HmpCommand]] = &[block::COMMANDS, devices::COMMANDS, machine::COMMANDS, migration::COMMANDS];
+static COMMANDS: &[&[HmpCommand]] =
+    &[block::COMMANDS, devices::COMMANDS, log::COMMANDS, machine::COMMANDS, migration::COMMANDS];
 /// What `info` shows, sorted by name.
 static INFO: &[&[HmpCommand]] = &[block::INFO, inspect::INFO, machine::INFO, migration::INFO, paging::INFO];
 
@@ -108,6 +109,7 @@ fn help(about: &str, out: &mut String) {
     match (first, rest.trim()) {
         ("", _) => sorted(COMMANDS).iter().for_each(|c| out.push_str(&c.help_line(""))),
         ("info", "") => sorted(INFO).iter().for_each(|c| out.push_str(&c.help_line("info "))),
+        ("log", "") => out.push_str(&lockstep_util::log::usage(true)),
         ("info", item) => find(INFO, item).into_iter().for_each(|c| out.push_str(&c.help_line("info "))),
         (name, _) => find(COMMANDS, name).into_iter().for_each(|c| out.push_str(&c.help_line(""))),
     }

@@ -1,15 +1,31 @@
-//! `info registers`.
+//! Registers as text, in QEMU's form: for `info registers` and the log.
 
 use std::fmt::Write;
 
-use lockstep_accel::{
+use lockstep_cpu::Registers;
+
+use crate::{
     CpuState,
-    cpu_state::{Segment, msr, seg},
+    cpu_state::{MpState, Segment, msr, seg},
 };
 
-/// The registers of a vCPU, in QEMU's form.
-pub(super) fn text(index: u32, s: &CpuState) -> String {
-    let mut out = format!("\nCPU#{index}\n");
+/// What goes into the text beside the registers of the integer unit and of the system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Parts {
+    /// x87 and SSE.
+    pub fpu: bool,
+    /// In which form the arithmetic flags are kept. QEMU's log has that; here it is always that of the flags.
+    pub flags: bool,
+}
+
+/// The registers of a software CPU, as its log has them.
+pub(crate) fn for_log(registers: &Registers, fpu: bool) -> String {
+    text(&crate::tcg::to_state(registers), Parts { fpu, flags: true })
+}
+
+/// The registers of a vCPU.
+pub fn text(s: &CpuState, parts: Parts) -> String {
+    let mut out = String::new();
     let long = s.msr(msr::EFER) & 1 << 10 != 0;
     let code64 = long && s.segs[seg::CS].flags & 1 << 21 != 0;
     let flag = |bit: u32, name: char| if s.rflags >> bit & 1 != 0 { name } else { '-' };
@@ -18,7 +34,7 @@ pub(super) fn text(index: u32, s: &CpuState) -> String {
         .iter()
         .collect();
     let cpl = s.segs[seg::SS].flags >> 13 & 3;
-    let halted = u8::from(s.mp_state == lockstep_accel::cpu_state::MpState::Halted);
+    let halted = u8::from(s.mp_state == MpState::Halted);
     let tail = format!(
         "[{flags}] CPL={cpl} II={} A20=1 SMM={} HLT={halted}",
         u8::from(s.events.shadow),
@@ -54,7 +70,7 @@ pub(super) fn text(index: u32, s: &CpuState) -> String {
             address(segment.base),
             segment.limit,
             segment.flags,
-            if s.cr0 & 1 == 0 { String::new() } else { kind(segment) }
+            if s.cr0 & 1 == 0 { String::new() } else { kind(segment, long) }
         );
     }
     let _ = writeln!(out, "GDT=     {} {:08x}", address(s.gdt.base), s.gdt.limit);
@@ -63,7 +79,18 @@ pub(super) fn text(index: u32, s: &CpuState) -> String {
     let d = &s.dr;
     let _ = writeln!(out, "DR0={:016x} DR1={:016x} DR2={:016x} DR3={:016x} ", d[0], d[1], d[2], d[3]);
     let _ = writeln!(out, "DR6={:016x} DR7={:016x}", d[6], d[7]);
+    if parts.flags {
+        let arithmetic = s.rflags & 0x8d5;
+        let _ = writeln!(out, "CCS={} CCD={} CCO=EFLAGS", address(arithmetic), address(0));
+    }
     let _ = writeln!(out, "EFER={:016x}", s.msr(msr::EFER));
+    if parts.fpu {
+        fpu(&mut out, s, code64);
+    }
+    out
+}
+
+fn fpu(out: &mut String, s: &CpuState, code64: bool) {
     let f = &s.fpu;
     let _ = writeln!(
         out,
@@ -84,22 +111,57 @@ pub(super) fn text(index: u32, s: &CpuState) -> String {
         let _ =
             write!(out, "XMM{i:02}={:016x} {:016x}{}", quad(ymm, 8), quad(ymm, 0), if i % 2 == 1 { '\n' } else { ' ' });
     }
-    out
 }
 
+/// The types of system descriptors outside long mode, and in it.
+const SYSTEM: [[&str; 16]; 2] = [
+    [
+        "Reserved",
+        "TSS16-avl",
+        "LDT",
+        "TSS16-busy",
+        "CallGate16",
+        "TaskGate",
+        "IntGate16",
+        "TrapGate16",
+        "Reserved",
+        "TSS32-avl",
+        "Reserved",
+        "TSS32-busy",
+        "CallGate32",
+        "Reserved",
+        "IntGate32",
+        "TrapGate32",
+    ],
+    [
+        "<hiword>",
+        "Reserved",
+        "LDT",
+        "Reserved",
+        "Reserved",
+        "Reserved",
+        "Reserved",
+        "Reserved",
+        "Reserved",
+        "TSS64-avl",
+        "Reserved",
+        "TSS64-busy",
+        "CallGate64",
+        "Reserved",
+        "IntGate64",
+        "TrapGate64",
+    ],
+];
+
 /// What a descriptor's type says, of segments that are present.
-fn kind(s: &Segment) -> String {
+fn kind(s: &Segment, long: bool) -> String {
     if s.flags & 1 << 15 == 0 {
         return String::new();
     }
     let dpl = s.flags >> 13 & 3;
     let bit = |n: u32| s.flags >> n & 1 != 0;
     if !bit(12) {
-        return format!(
-            " DPL={dpl} {}",
-            ["", "", "LDT", "", "", "", "", "", "", "TSS64-avl", "", "TSS64-busy", "", "", "", ""]
-                [(s.flags >> 8 & 15) as usize]
-        );
+        return format!(" DPL={dpl} {}", SYSTEM[usize::from(long)][(s.flags >> 8 & 15) as usize]);
     }
     if bit(11) {
         let size = if bit(21) {
@@ -116,7 +178,7 @@ fn kind(s: &Segment) -> String {
             if bit(8) { 'A' } else { '-' }
         )
     } else {
-        let size = if bit(22) { "DS  " } else { "DS16" };
+        let size = if bit(22) || long { "DS  " } else { "DS16" };
         format!(
             " DPL={dpl} {size} [{}{}{}]",
             if bit(10) { 'E' } else { '-' },
