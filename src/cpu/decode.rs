@@ -54,6 +54,16 @@ fn memory(cpu: &Cpu, insn: &Instruction, op: &mut Op) {
     }
 }
 
+/// How the address in RDI is cut, of an instruction whose operand it is without saying so.
+fn implicit(insn: &Instruction) -> Option<u8> {
+    (0..insn.op_count()).find_map(|i| match insn.op_kind(i) {
+        OpKind::MemorySegRDI => Some(0),
+        OpKind::MemorySegEDI => Some(form::MASK32),
+        OpKind::MemorySegDI => Some(form::MASK16),
+        _ => None,
+    })
+}
+
 /// What encodings mean to a processor without the feature that gave them a meaning of their own: TZCNT is BSF with a prefix
 /// that is ignored, hints do nothing (Intel SDM volume 2, TZCNT, NOP).
 pub(crate) fn without_feature(insn: &mut Instruction) {
@@ -106,8 +116,11 @@ pub(crate) fn push(cpu: &mut Cpu, block: &mut Block, insn: &Instruction, at: usi
     let has_memory = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
     if has_memory {
         memory(cpu, insn, &mut op);
-    } else if (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::MemorySegRDI) {
-        op.base = gpr::RDI as u8 * 8;
+    } else if let Some(mask) = implicit(insn) {
+        (op.base, op.form, op.seg) = (gpr::RDI as u8 * 8, mask, segment_index(insn.memory_segment()) as u8);
+        if cpu.bits != 2 || usize::from(op.seg) >= seg::FS {
+            op.form |= form::SEGMENT;
+        }
     }
     let known = !insn.is_invalid() && cpu.features.has(insn);
     if cpu.breakpoints && known && has_memory {

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Offsets in the FXSAVE area (Intel SDM volume 1, table 10-2).
-mod at {
+pub(crate) mod at {
     pub const FCW: usize = 0;
     pub const FSW: usize = 2;
     pub const FTW: usize = 4;
@@ -224,8 +224,9 @@ impl Cpu {
                 self.check_save()?;
                 let to = self.area_address(op, 512, 16, true)?;
                 let area = self.legacy_area(insn.mnemonic() == M::Fxsave64, true);
-                // What software keeps after byte 464 stays.
-                self.store_bytes(to, &area[..416])?;
+                // What software keeps after the registers stays; outside of 64-bit mode there are eight.
+                let count = if self.bits == 2 { 16 } else { 8 };
+                self.store_bytes(to, &area[..at::XMM + 16 * count])?;
             }
             M::Fxrstor | M::Fxrstor64 => {
                 self.check_save()?;
@@ -239,7 +240,7 @@ impl Cpu {
                 self.xsave(op, wide)?;
             }
             M::Xrstor | M::Xrstor64 => self.xrstor(op, insn.mnemonic() == M::Xrstor64)?,
-            _ => return Ok(self.execute_gather(insn, op)?.then_some(false)),
+            _ => return Ok(self.execute_masked(insn, op)?.then_some(false)),
         }
         Ok(Some(false))
     }

@@ -13,6 +13,7 @@ use iced_x86::{
 
 use crate::{
     arena::Arena,
+    gather,
     state::{Hot, offset},
 };
 
@@ -115,13 +116,9 @@ impl Stubs {
         let class = class_of(&insn).ok_or(NoStub::Unsuitable)?;
         to_64_bit(&mut insn);
         let explicit = (0..insn.op_count()).any(|i| insn.op_kind(i) == OpKind::Memory);
-        let implicit = matches!(insn.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu);
-        let len = if explicit || implicit { insn.memory_size().size() } else { 0 };
-        if len > 64 || (explicit && (len == 0 || insn.is_vsib())) {
+        let len = if explicit { insn.memory_size().size() } else { 0 };
+        if len > 64 || (explicit && len == 0) {
             return Err(NoStub::Unsuitable);
-        }
-        if implicit {
-            insn.set_op_kind(0, OpKind::MemorySegRDI);
         }
         insn.set_segment_prefix(Register::None);
         if explicit {
@@ -133,7 +130,7 @@ impl Stubs {
         }
         let mut uses = Uses::default();
         let info = self.info.info(&insn);
-        let (mut read, mut write) = (implicit, implicit);
+        let (mut read, mut write) = (false, false);
         for i in 0..insn.op_count() {
             if insn.op_kind(i) == OpKind::Memory {
                 let access = info.op_access(i);
@@ -145,9 +142,6 @@ impl Stubs {
         }
         for used in info.used_registers() {
             uses.add(used.register(), used.access());
-        }
-        if implicit {
-            uses.gpr &= !(1 << 7);
         }
         for i in 0..insn.op_count() {
             if insn.op_kind(i) == OpKind::Register {
@@ -166,7 +160,7 @@ impl Stubs {
             taken |= 1 << found;
             Ok(found)
         };
-        let memory = if implicit { take(&[7])? } else { take(&[7, 6, 2, 1, 3])? };
+        let memory = take(&[7, 6, 2, 1, 3])?;
         let base = take(&[3, 5, 13, 14, 15])?;
         let stack = if uses.gpr & 1 << 4 != 0 { Some(take(&[3, 1, 2, 6])?) } else { None };
         if let Some(r) = stack {
@@ -339,7 +333,7 @@ pub(crate) fn class_of(insn: &Instruction) -> Option<Class> {
     if insn.is_privileged() || insn.is_stack_instruction() || insn.is_string_instruction() || insn.has_op_mask() {
         return None;
     }
-    if insn.flow_control() != iced_x86::FlowControl::Next {
+    if insn.flow_control() != iced_x86::FlowControl::Next || gather::is_masked(insn) {
         return None;
     }
     let integer = matches!(
@@ -569,7 +563,6 @@ pub(crate) fn alignment(insn: &Instruction, len: usize) -> u8 {
             | M::Pcmpestrm
             | M::Pcmpistri
             | M::Pcmpistrm
-            | M::Maskmovdqu
     );
     match insn.encoding() {
         EncodingKind::Legacy if len == 16 && !loose => 16,

@@ -279,3 +279,76 @@ fn a_gather_that_faults_has_done_what_came_before_and_goes_on_there() {
     assert_eq!(lane(&cpu, 1), [1003, 7, 0, 1060, 7, 1002, 1005, 7]);
     assert_eq!(lane(&cpu, 3), [0; 8]);
 }
+
+#[test]
+fn a_masked_move_touches_only_what_its_mask_chooses() {
+    if !std::arch::is_x86_feature_detected!("avx2") {
+        return;
+    }
+    const EDGE: u64 = 8 << 20;
+    // vmaskmovps ymm1, ymm3, [rbx] and vpmaskmovd [rbx], ymm3, ymm1, each with hlt behind it.
+    for (store, code) in [(false, [0xc4, 0xe2, 0x65, 0x2c, 0x0b, 0xf4]), (true, [0xc4, 0xe2, 0x65, 0x8e, 0x0b, 0xf4])] {
+        for (address, chosen, fault) in [
+            (EDGE - 8, 0b11u32, None),
+            (EDGE - 8, 0b10, None),
+            (EDGE - 8, 0b101, Some(EDGE)),
+            (EDGE - 2, 0b10000000, Some(EDGE + 26)),
+            (EDGE, 0, None),
+            (1 << 47, 0, None),
+        ] {
+            let (mut cpu, ram) = long_mode();
+            put64(&ram, 0x3000 + 8 * (EDGE >> 21), 0);
+            ram.write(CODE, &code).unwrap();
+            put64(&ram, EDGE - 8, 0x2222_2222_1111_1111);
+            cpu.hot.gpr[gpr::RBX] = address;
+            for lane in 0..8 {
+                let sign = if chosen & 1 << lane != 0 { 0x80 } else { 0x7f };
+                cpu.hot.vec[3][4 * lane..4 * lane + 4].copy_from_slice(&[0xff, 0xff, 0xff, sign]);
+                cpu.hot.vec[1][4 * lane..4 * lane + 4].copy_from_slice(&[lane as u8 + 1; 4]);
+            }
+            let (before, mut memory) = (cpu.hot.vec[1], [0; 8]);
+            assert_eq!(run_to_halt(&mut cpu), fault.map(|_| 14), "{address:x} {chosen:b}");
+            ram.read(EDGE - 8, &mut memory).unwrap();
+            if let Some(at) = fault {
+                assert_eq!((cpu.cr2, cpu.hot.vec[1], memory[0]), (at, before, 0x11));
+            } else if store {
+                let expected = |lane: usize, old: u8| if chosen & 1 << lane != 0 { lane as u8 + 1 } else { old };
+                assert_eq!([memory[0], memory[4]], [expected(0, 0x11), expected(1, 0x22)]);
+            } else {
+                let expected = |lane: usize, new: u8| if chosen & 1 << lane != 0 { new } else { 0 };
+                assert_eq!(
+                    [0, 4, 8].map(|at| cpu.hot.vec[1][at]),
+                    [expected(0, 0x11), expected(1, 0x22), 0],
+                    "{chosen:b}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_masked_store_of_bytes_goes_where_its_segment_and_address_size_say() {
+    let (mut cpu, ram) = long_mode();
+    // fs maskmovdqu [edi], xmm1, xmm2; add rdi, 32; maskmovq [edi], mm1, mm2; hlt
+    ram.write(
+        CODE,
+        &[0x64, 0x67, 0x66, 0x0f, 0xf7, 0xca, 0x48, 0x83, 0xc7, 32, 0x67, 0x0f, 0xf7, 0xca, 0xf4],
+    )
+    .unwrap();
+    let mut r = cpu.registers();
+    r.segs[4].base = 0x100;
+    cpu.set_registers(&r);
+    cpu.hot.gpr[gpr::RDI] = 7 << 32 | DATA;
+    for i in 0..16 {
+        (cpu.hot.vec[1][i], cpu.hot.vec[2][i]) = (i as u8 + 1, 0x80 >> (i & 1));
+    }
+    for i in 0..8 {
+        (cpu.hot.fx[32 + 16 + i], cpu.hot.fx[32 + 32 + i]) = (i as u8 + 65, 0x40 << (i & 1));
+    }
+    assert_eq!(run_to_halt(&mut cpu), None);
+    let mut memory = [0; 16];
+    ram.read(DATA + 0x100, &mut memory).unwrap();
+    assert_eq!(memory, std::array::from_fn(|i| if i & 1 == 0 { i as u8 + 1 } else { 0 }));
+    ram.read(DATA + 32, &mut memory).unwrap();
+    assert_eq!(memory[..9], [0, 66, 0, 68, 0, 70, 0, 72, 0]);
+}
