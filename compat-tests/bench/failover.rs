@@ -1,4 +1,5 @@
 //! How long clients wait when a host dies.
+use crate::scenes;
 use lockstep_compat_tests::colo::{LONG, Pair, Paste};
 use lockstep_compat_tests::monitor::Monitor;
 use lockstep_compat_tests::stage::Stage;
@@ -32,13 +33,12 @@ pub struct Failover {
     pub answers: Vec<f64>,
 }
 
-/// Kills secondaries and primaries in turn, `count` of each; each gets a successor.
-pub fn measure(stage: &Stage, count: usize) -> io::Result<Vec<Failover>> {
-    let mut pair = Pair::start(stage, Paste::Lines);
-    traffic::wait_for_guest(LONG)?;
+/// Kills secondaries and primaries in turn, `count` of each; each gets a successor. `keep` gets each failover.
+pub fn measure(stage: &Stage, count: usize, mut keep: impl FnMut(Failover) -> io::Result<()>) -> io::Result<()> {
+    let mut pair = Pair::start_with(stage, Paste::Lines, scenes::make_image);
+    traffic::wait_for_guest(scenes::boot_time())?;
     pair.set_checkpoint_delay();
     let mut echo = Echo::start(1, Pace::PingPong { size: 64, pause: STEP })?;
-    let mut seen = Vec::new();
     for number in 0..2 * count {
         pair.wait_for_checkpoints(1);
         // Anywhere in the epoch.
@@ -63,7 +63,7 @@ pub fn measure(stage: &Stage, count: usize) -> io::Result<Vec<Failover>> {
         let (answer, from_step) = after(&mut answers.iter().copied())?;
         let (tcp, _) = after(&mut echo.round_trips().into_iter().map(|(at, _)| at))?;
         let near = answers.into_iter().filter(|at| *at + AROUND > command);
-        seen.push(Failover {
+        keep(Failover {
             died: died.into(),
             answer: ms(answer),
             answer_from_step: ms(from_step),
@@ -71,12 +71,12 @@ pub fn measure(stage: &Stage, count: usize) -> io::Result<Vec<Failover>> {
             answers: near
                 .map(|at| ms(at.saturating_duration_since(command)) - ms(command.saturating_duration_since(at)))
                 .collect(),
-        });
+        })?;
         pair.resume();
     }
     echo.finish()?;
     pair.end();
-    Ok(seen)
+    Ok(())
 }
 
 fn ms(time: Duration) -> f64 {

@@ -16,16 +16,16 @@ use args::{Command, Options};
 use lockstep_compat_tests::emulator::{ACCELERATOR, QEMU_ROOT};
 use lockstep_compat_tests::stage;
 use report::Report;
-use scenes::{Scene, SceneResult};
+use scenes::{GUEST, Scene, SceneResult};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::{fs, io};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let done = match args::parse(&arguments) {
         Ok(Command::Scene { scene, quick, out }) if stage::is_inside() => {
-            scene.play(quick).and_then(|result| write(&out, &result))
+            scene.play(quick, &|result| write(&out, result))
         }
         Ok(Command::Colo(options)) => colo(&options),
         Ok(Command::Scene { .. }) => Err(io::Error::other("a scene is played in namespaces of its own")),
@@ -49,20 +49,18 @@ fn write(path: &Path, result: &SceneResult) -> io::Result<()> {
 
 fn colo(options: &Options) -> io::Result<()> {
     fs::create_dir_all(&options.out)?;
-    let mut report = Report::begin(options.quick);
-    let mut failed = Vec::new();
+    let guest = options.guest.as_ref().and_then(|image| Some(image.file_stem()?.to_string_lossy().into_owned()));
+    let mut report = Report::begin(options.quick, guest);
     for &scene in &options.scenes {
-        if scene == Scene::BiosQemu && options.qemu.is_none() {
+        if scene.is_qemu() && options.qemu.is_none() {
             println!("  - {}: left out (no QEMU 7.2; --qemu DIRECTORY)", scene.title());
             continue;
         }
         println!("  * {}", scene.title());
-        match run(scene, options) {
-            Ok(result) => report.scenes.push((scene, result)),
-            Err(error) => {
-                eprintln!("bench: {}: {error}", scene.name());
-                failed.push(scene.name());
-            }
+        let (result, status) = run(scene, options)?;
+        report.scenes.push((scene, result));
+        if !status.success() {
+            report.failed.push(format!("{} ({status})", scene.name()));
         }
     }
     report.finish();
@@ -72,10 +70,15 @@ fn colo(options: &Options) -> io::Result<()> {
     fs::write(options.out.join("colo.json"), serde_json::to_vec_pretty(&report.to_json())?)?;
     let plots = plots::draw(&report, &options.out)?;
     println!("Written to {}: colo.txt, colo.json, {}", options.out.display(), plots.join(", "));
-    if failed.is_empty() { Ok(()) } else { Err(io::Error::other(format!("failed: {}", failed.join(", ")))) }
+    if report.failed.is_empty() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("failed: {}", report.failed.join(", "))))
+    }
 }
 
-fn run(scene: Scene, options: &Options) -> io::Result<SceneResult> {
+/// Plays a scene. Returns what it measured before its end, and how it ended.
+fn run(scene: Scene, options: &Options) -> io::Result<(SceneResult, ExitStatus)> {
     let file = tempfile::NamedTempFile::new()?;
     let out = file.path().to_string_lossy().into_owned();
     let mut arguments = vec!["scene", scene.name(), &out];
@@ -83,12 +86,16 @@ fn run(scene: Scene, options: &Options) -> io::Result<SceneResult> {
         arguments.push("--quick");
     }
     let mut command = stage::command_inside(&arguments)?;
-    if let (Scene::BiosQemu, Some(root)) = (scene, &options.qemu) {
-        command.env(QEMU_ROOT, root).env(ACCELERATOR, "kvm");
+    if let Some(guest) = &options.guest {
+        command.env(GUEST, guest.canonicalize()?).env(ACCELERATOR, "tcg");
+    } else if scene.is_qemu() {
+        command.env(ACCELERATOR, "kvm");
+    }
+    if let Some(root) = options.qemu.as_ref().filter(|_| scene.is_qemu()) {
+        command.env(QEMU_ROOT, root);
     }
     let status = command.status()?;
-    if !status.success() {
-        return Err(io::Error::other(status.to_string()));
-    }
-    Ok(serde_json::from_slice(&fs::read(file.path())?)?)
+    let text = fs::read(file.path())?;
+    let result = if text.is_empty() { SceneResult::default() } else { serde_json::from_slice(&text)? };
+    Ok((result, status))
 }

@@ -132,7 +132,12 @@ fn ratios(report: &Report, path: &Path) -> Drawn {
 
 /// Answers around each failover.
 fn failovers(report: &Report, path: &Path) -> Drawn {
-    let all = report.scenes.iter().flat_map(|(_, result)| &result.failovers).collect::<Vec<_>>();
+    let all = report
+        .scenes
+        .iter()
+        .filter(|(scene, _)| *scene == Scene::Failover)
+        .flat_map(|(_, result)| &result.failovers)
+        .collect::<Vec<_>>();
     if all.is_empty() {
         return Ok(false);
     }

@@ -1,5 +1,5 @@
 //! The table and the JSON file.
-use crate::rows::{Row, TABLE};
+use crate::rows::{Aim, Row, TABLE};
 use crate::samples::Samples;
 use crate::scenes::{Scene, SceneResult};
 use serde_json::{Value, json};
@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime};
 pub struct Report {
     /// Results by scene.
     pub scenes: Vec<(Scene, SceneResult)>,
+    /// What did not come to its end, and why.
+    pub failed: Vec<String>,
+    guest: Option<String>,
     quick: bool,
     started: SystemTime,
     took: Duration,
@@ -19,8 +22,17 @@ pub struct Report {
 
 impl Report {
     /// An empty report; its time runs.
-    pub fn begin(quick: bool) -> Self {
-        Self { scenes: Vec::new(), quick, started: SystemTime::now(), took: Duration::ZERO, load: [load_average(); 2] }
+    pub fn begin(quick: bool, guest: Option<String>) -> Self {
+        let (scenes, failed) = (Vec::new(), Vec::new());
+        Self {
+            scenes,
+            failed,
+            guest,
+            quick,
+            started: SystemTime::now(),
+            took: Duration::ZERO,
+            load: [load_average(); 2],
+        }
     }
 
     /// The last scene is over.
@@ -34,9 +46,9 @@ impl Report {
         self.scene(scene)?.samples.get(key)
     }
 
-    /// Failovers in which this side died: `pick` of each.
-    pub fn failovers(&self, died: &str, pick: fn(&crate::failover::Failover) -> f64) -> Samples {
-        let scene = self.scene(Scene::Failover).map(|scene| scene.failovers.as_slice()).unwrap_or_default();
+    /// Failovers of a scene in which this side died: `pick` of each.
+    pub fn failovers(&self, scene: Scene, died: &str, pick: fn(&crate::failover::Failover) -> f64) -> Samples {
+        let scene = self.scene(scene).map(|scene| scene.failovers.as_slice()).unwrap_or_default();
         Samples(scene.iter().filter(|failover| failover.died == died).map(pick).collect())
     }
 
@@ -51,7 +63,11 @@ impl Report {
 
     /// All rows for which there is a value.
     pub fn rows(&self) -> Vec<Row> {
-        let rows = TABLE.iter().map(|spec| spec.fill(self));
+        let rows = TABLE.iter().map(|spec| spec.fill(self)).map(|row| match self.guest {
+            // What the rows shall reach is said of our own guest on KVM.
+            Some(_) => Row { aim: Aim::None, ..row },
+            None => row,
+        });
         rows.filter(|row| row.alone.or(row.pair).or(row.qemu).is_some()).collect()
     }
 
@@ -83,13 +99,17 @@ impl Report {
             );
             let _ = writeln!(text, "{}", line.trim_end());
         }
-        text + "\nratio: pair to alone, or pair to QEMU where nothing was measured alone. Rates are the best of five.\n"
+        text +=
+            "\nratio: pair to alone, or pair to QEMU where nothing was measured alone. Rates are the best of five.\n";
+        self.failed.iter().for_each(|failure| text += &format!("Ended early: {failure}\n"));
+        text
     }
 
     fn heading(&self) -> String {
         let quick = if self.quick { ", quick run" } else { "" };
+        let guest = self.guest.as_ref().map_or_else(String::new, |guest| format!(", guest: {guest} on -accel tcg"));
         format!(
-            "{} cores, Linux {}, load {:.1} at the start and {:.1} at the end{quick}; {:.0} s",
+            "{} cores, Linux {}, load {:.1} at the start and {:.1} at the end{guest}{quick}; {:.0} s",
             cores(),
             kernel(),
             self.load[0],
@@ -109,7 +129,7 @@ impl Report {
         let scenes = self.scenes.iter().map(|(scene, result)| (scene.name().to_string(), json!(result)));
         json!({
             "started": self.started.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
-            "seconds": self.took.as_secs(), "quick": self.quick, "cores": cores(), "kernel": kernel(), "load": self.load,
+            "seconds": self.took.as_secs(), "quick": self.quick, "guest": self.guest, "failed": self.failed, "cores": cores(), "kernel": kernel(), "load": self.load,
             "rows": rows.collect::<Vec<_>>(), "scenes": scenes.collect::<serde_json::Map<_, _>>(),
         })
     }

@@ -74,8 +74,9 @@ impl Row {
 type Columns = [Option<Scene>; 3];
 
 const BIOS: Columns = [None, Some(Scene::Bios), Some(Scene::BiosQemu)];
-const PAIR: Columns = [None, Some(Scene::Pair), None];
-const BOTH: Columns = [Some(Scene::Alone), Some(Scene::Pair), None];
+const PAIR: Columns = [None, Some(Scene::Pair), Some(Scene::PairQemu)];
+const BOTH: Columns = [Some(Scene::Alone), Some(Scene::Pair), Some(Scene::PairQemu)];
+const DEATH: Columns = [None, Some(Scene::Failover), Some(Scene::FailoverQemu)];
 
 /// What a row tells of its scenes.
 enum Figure {
@@ -117,7 +118,7 @@ impl Figure {
             Self::Value(key) => report.value(scene, key),
             Self::Kilo(key) => report.value(scene, key).map(|value| value / 1000.0),
             Self::Beside(key, alone) => report.value(scene, if scene == Scene::Alone { alone } else { key }),
-            Self::Failover(died, pick) => report.failovers(died, pick).median(),
+            Self::Failover(died, pick) => report.failovers(scene, died, pick).median(),
         }
     }
 }
@@ -156,12 +157,12 @@ pub const TABLE: &[Spec] = &[
     Spec(BOTH, P99("put"), "put.p99", P99_NAME, "ms", NO_AIM),
     Spec(BOTH, Median("diverging"), "diverging.median", "diverging answer, median", "ms", AtMost(8.0)),
     Spec(BOTH, P99("diverging"), "diverging.p99", P99_NAME, "ms", NO_AIM),
-    Spec(PAIR, Failover("primary", |f| f.answer), "failover.secondary", "failover to secondary, next answer", "ms", AtMost(20.0)),
-    Spec(PAIR, Failover("primary", |f| f.answer_from_step), "failover.secondary.step", FROM_STEP_NAME, "ms", NO_AIM),
-    Spec(PAIR, Failover("primary", |f| f.tcp), "failover.secondary.tcp", OPEN_NAME, "ms", NO_AIM),
-    Spec(PAIR, Failover("secondary", |f| f.answer), "failover.primary", "failover to primary, next answer", "ms", AtMost(20.0)),
-    Spec(PAIR, Failover("secondary", |f| f.answer_from_step), "failover.primary.step", FROM_STEP_NAME, "ms", NO_AIM),
-    Spec(PAIR, Failover("secondary", |f| f.tcp), "failover.primary.tcp", OPEN_NAME, "ms", NO_AIM),
+    Spec(DEATH, Failover("primary", |f| f.answer), "failover.secondary", "failover to secondary, next answer", "ms", AtMost(20.0)),
+    Spec(DEATH, Failover("primary", |f| f.answer_from_step), "failover.secondary.step", FROM_STEP_NAME, "ms", NO_AIM),
+    Spec(DEATH, Failover("primary", |f| f.tcp), "failover.secondary.tcp", OPEN_NAME, "ms", NO_AIM),
+    Spec(DEATH, Failover("secondary", |f| f.answer), "failover.primary", "failover to primary, next answer", "ms", AtMost(20.0)),
+    Spec(DEATH, Failover("secondary", |f| f.answer_from_step), "failover.primary.step", FROM_STEP_NAME, "ms", NO_AIM),
+    Spec(DEATH, Failover("secondary", |f| f.tcp), "failover.primary.tcp", OPEN_NAME, "ms", NO_AIM),
     Spec(BOTH, Value("memory"), "memory.primary", "memory of the primary", "MiB", NO_AIM),
     Spec(BOTH, Beside("memory.secondary", "memory"), "memory.secondary", "memory of the secondary", "MiB", NO_AIM),
     Spec(BIOS, Value("memory"), "memory.bios.primary", "  primary, 16-bit guest", "MiB", NO_AIM),

@@ -32,6 +32,9 @@ qemu-system-x86_64 -enable-kvm -cpu qemu64,kvmclock=on -m 512 -smp 1 -qmp stdio 
    -drive if=ide,id=disk0,driver=qcow2,file.filename=$imagefolder/primary.qcow2
 "#;
 
+/// Takes what has been measured so far.
+pub type Save<'a> = dyn Fn(&SceneResult) -> io::Result<()> + 'a;
+
 /// One part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scene {
@@ -45,7 +48,14 @@ pub enum Scene {
     Bios,
     /// The same on QEMU 7.2.
     BiosQemu,
+    /// A pair of QEMU 7.2 that serves clients.
+    PairQemu,
+    /// Pairs of QEMU 7.2 whose sides die.
+    FailoverQemu,
 }
+
+/// Names the disk image of another guest than our own to a scene's process.
+pub const GUEST: &str = "LOCKSTEP_BENCH_GUEST";
 
 /// What a scene measured.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -59,8 +69,13 @@ pub struct SceneResult {
 }
 
 impl Scene {
-    /// All, in the order in which they are played.
-    pub const ALL: [Self; 5] = [Self::Alone, Self::Pair, Self::Failover, Self::Bios, Self::BiosQemu];
+    /// All.
+    pub const ALL: [Self; 7] =
+        [Self::Alone, Self::Pair, Self::Failover, Self::Bios, Self::BiosQemu, Self::PairQemu, Self::FailoverQemu];
+    /// What is played with our own guest, in this order.
+    pub const OWN_GUEST: [Self; 5] = [Self::Alone, Self::Pair, Self::Failover, Self::Bios, Self::BiosQemu];
+    /// What is played with another guest.
+    pub const OTHER_GUEST: [Self; 5] = [Self::Alone, Self::Pair, Self::Failover, Self::PairQemu, Self::FailoverQemu];
 
     /// Its name on the command line and in the JSON file.
     pub fn name(self) -> &'static str {
@@ -70,6 +85,8 @@ impl Scene {
             Self::Failover => "failover",
             Self::Bios => "bios",
             Self::BiosQemu => "bios-qemu",
+            Self::PairQemu => "pair-qemu",
+            Self::FailoverQemu => "failover-qemu",
         }
     }
 
@@ -86,17 +103,24 @@ impl Scene {
             Self::Failover => "Pairs whose sides die",
             Self::Bios => "A pair with an idle 16-bit guest",
             Self::BiosQemu => "The same on QEMU 7.2",
+            Self::PairQemu => "A pair of QEMU 7.2 that serves",
+            Self::FailoverQemu => "Pairs of QEMU 7.2 whose sides die",
         }
     }
 
-    /// Plays it on a stage of its own, in namespaces that the caller made.
+    /// Runs on QEMU 7.2.
+    pub fn is_qemu(self) -> bool {
+        matches!(self, Self::BiosQemu | Self::PairQemu | Self::FailoverQemu)
+    }
+
+    /// Plays it on a stage of its own, in namespaces that the caller made. `save` gets what has been measured so far, again and again.
     ///
     /// # Errors
     /// If a client fails or sees a wrong byte.
     ///
     /// # Panics
     /// If a step of the procedure fails.
-    pub fn play(self, quick: bool) -> io::Result<SceneResult> {
+    pub fn play(self, quick: bool, save: &Save) -> io::Result<()> {
         stage::watch_over(LIMIT);
         if std::env::var_os("LOCKSTEP_TRACE").is_none() {
             machine::keep_errors();
@@ -105,13 +129,16 @@ impl Scene {
         plenty_of_ports();
         let size = Size { quick };
         match self {
-            Self::Alone => alone(&stage, size),
-            Self::Pair => pair(&stage, size),
-            Self::Failover => {
-                let failovers = failover::measure(&stage, size.of(6))?;
-                Ok(SceneResult { failovers, ..SceneResult::default() })
+            Self::Alone => alone(&stage, size, save),
+            Self::Pair | Self::PairQemu => pair(&stage, size, save),
+            Self::Failover | Self::FailoverQemu => {
+                let mut result = SceneResult::default();
+                failover::measure(&stage, size.of(6), |failover| {
+                    result.failovers.push(failover);
+                    save(&result)
+                })
             }
-            Self::Bios | Self::BiosQemu => bios(&stage, size),
+            Self::Bios | Self::BiosQemu => bios(&stage, size, save),
         }
     }
 }
@@ -142,36 +169,48 @@ impl Size {
     }
 }
 
-fn alone(stage: &Stage, size: Size) -> io::Result<SceneResult> {
+/// Makes the guest's image: our own guest's, or a copy of the one that was given.
+pub fn make_image(path: &Path) -> io::Result<()> {
+    match std::env::var_os(GUEST) {
+        Some(image) => std::fs::copy(image, path).map(drop),
+        None => GuestImage::default().create(path),
+    }
+}
+
+/// The longest that the guest may take to boot.
+pub fn boot_time() -> Duration {
+    if std::env::var_os(GUEST).is_some() { LONG * 6 } else { LONG }
+}
+
+fn alone(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
     let host = &stage.hosts[0];
-    GuestImage::default().create(&Path::new(&host.place.folder).join("primary.qcow2"))?;
+    make_image(&Path::new(&host.place.folder).join("primary.qcow2"))?;
     let mut machine = Machine::start(host, "alone", ALONE);
     machine.monitor.greeting(LONG).map_err(io::Error::other)?;
     machine.monitor.command(r#"{"execute": "qmp_capabilities"}"#);
-    traffic::wait_for_guest(LONG)?;
+    traffic::wait_for_guest(boot_time())?;
     let mut result = SceneResult::default();
-    serve(&mut result, size)?;
+    serve(&mut result, size, save)?;
     // The pair's guest has touched as many pages for its pauses.
     Http::open()?.request("POST", "/dirty?once=10000", &[])?;
     remember(&mut result, "memory", memory::resident(&machine));
-    Ok(result)
+    save(&result)
 }
 
-fn pair(stage: &Stage, size: Size) -> io::Result<SceneResult> {
-    let mut pair = Pair::start(stage, Paste::Lines);
-    traffic::wait_for_guest(LONG)?;
+fn pair(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
+    let mut pair = Pair::start_with(stage, Paste::Lines, make_image);
+    traffic::wait_for_guest(boot_time())?;
     let mut result = SceneResult::default();
-    for (name, seen) in [
-        ("pause.idle", pauses::idle(&mut pair, size.of(200))?),
-        ("pause.1000", pauses::dirtied(&mut pair, 1000, size.of(100) + 1)?),
-        ("pause.10000", pauses::dirtied(&mut pair, 10_000, size.of(50) + 1)?),
-    ] {
-        keep(&mut result, name, seen);
+    keep(&mut result, "pause.idle", pauses::idle(&mut pair, size.of(200))?);
+    save(&result)?;
+    for (name, pages, count) in [("pause.1000", 1000, 100), ("pause.10000", 10_000, 50)] {
+        keep(&mut result, name, pauses::dirtied(&mut pair, pages, size.of(count) + 1)?);
+        save(&result)?;
     }
     pair.set_checkpoint_period(SERVING);
     let mark = pair.primary.monitor.mark();
     let start = std::time::Instant::now();
-    serve(&mut result, size)?;
+    serve(&mut result, size, save)?;
     let checkpoints = pair.primary.monitor.checkpoints_since(mark) as f64;
     remember(&mut result, "checkpoints.per.second", Some(checkpoints / start.elapsed().as_secs_f64()));
     // Once more, with thousands of connections behind it.
@@ -179,10 +218,10 @@ fn pair(stage: &Stage, size: Size) -> io::Result<SceneResult> {
     remember(&mut result, "memory", memory::resident(&pair.primary));
     remember(&mut result, "memory.secondary", memory::resident(pair.secondary()));
     pair.end();
-    Ok(result)
+    save(&result)
 }
 
-fn bios(stage: &Stage, size: Size) -> io::Result<SceneResult> {
+fn bios(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
     let image = |path: &Path| GuestImage::default().create_boot_sector(IDLE_BOOT_SECTOR, path);
     let mut pair = Pair::start_with(stage, Paste::Lines, image);
     std::thread::sleep(BIOS);
@@ -190,18 +229,24 @@ fn bios(stage: &Stage, size: Size) -> io::Result<SceneResult> {
     keep(&mut result, "pause.bios", pauses::idle(&mut pair, size.of(100))?);
     remember(&mut result, "memory", memory::resident(&pair.primary));
     remember(&mut result, "memory.secondary", memory::resident(pair.secondary()));
-    Ok(result)
+    save(&result)
 }
 
-fn serve(result: &mut SceneResult, size: Size) -> io::Result<()> {
+fn serve(result: &mut SceneResult, size: Size, save: &Save) -> io::Result<()> {
     let bulk = size.time(1.5);
-    result.samples.insert("echo".into(), load::echo(size.of(4000))?);
-    result.samples.insert("upload".into(), load::rate(traffic::upload, bulk)?);
-    result.samples.insert("download".into(), load::rate(traffic::download, bulk)?);
-    result.samples.insert("connections".into(), load::connections(1, size.time(1.5))?);
-    result.samples.insert("connections.8".into(), load::connections(8, size.time(1.5))?);
-    result.samples.insert("put".into(), load::puts(size.time(4.0))?);
-    result.samples.insert("diverging".into(), load::diverging(size.of(100))?);
+    let measures: [(&str, &dyn Fn() -> io::Result<Samples>); 7] = [
+        ("echo", &|| load::echo(size.of(4000))),
+        ("upload", &|| load::rate(traffic::upload, bulk)),
+        ("download", &|| load::rate(traffic::download, bulk)),
+        ("connections", &|| load::connections(1, size.time(1.5))),
+        ("connections.8", &|| load::connections(8, size.time(1.5))),
+        ("put", &|| load::puts(size.time(4.0))),
+        ("diverging", &|| load::diverging(size.of(100))),
+    ];
+    for (name, measure) in measures {
+        result.samples.insert(name.into(), measure()?);
+        save(result)?;
+    }
     Ok(())
 }
 

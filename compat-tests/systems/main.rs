@@ -5,6 +5,7 @@ mod debian;
 mod memtest;
 mod network;
 mod pxe;
+mod suites;
 
 use lockstep_compat_tests::emulator::Emulator;
 use lockstep_compat_tests::stage::{self, Layout, Stage};
@@ -17,10 +18,12 @@ const USAGE: &str = "usage: systems SYSTEM... [--folder FOLDER] [--program PROGR
   memtest  a whole pass of memtest86+ over 64 MB
   pxe      iPXE of the card's ROM: DHCP, a script by TFTP, memtest86+ by HTTP
   colo     the documented procedure with Debian: ssh, echo and writes live through both failovers
+  suites   public test suites of instructions, kernel, arithmetic and threads, beside the host's own processor
   --folder FOLDER   what scripts/debian-image made (default: target/systems)
   --program PROGRAM another emulator to boot on, beside this one; not for colo
-  --smp N           virtual CPUs of debian (default: 1 and 4)
-  --menu N          which of GRUB's entries debian boots (default: 0)";
+  --smp N           virtual CPUs of debian and suites (default: 1 and 4)
+  --menu N          which of GRUB's entries debian boots (default: 0)
+  --suites LIST     which suites, or which SUITE/TEST (default: all)";
 /// The longest that one system may take. A whole pass of memtest86+ fades bits for five minutes, if the clock is real.
 const LIMIT: Duration = Duration::from_secs(1800);
 
@@ -35,6 +38,8 @@ pub struct Options {
     pub smp: Vec<u32>,
     /// Entry of GRUB's menu.
     pub menu: usize,
+    /// Names of suites, or SUITE/TEST, with commas between; none means all.
+    pub suites: String,
 }
 
 impl Options {
@@ -45,6 +50,7 @@ impl Options {
             programs: vec!["qemu-system-x86_64".into()],
             smp: Vec::new(),
             menu: 0,
+            suites: String::new(),
         };
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -53,7 +59,8 @@ impl Options {
                 "--program" => options.programs.push(words.next()?.into()),
                 "--smp" => options.smp.push(words.next()?.parse().ok()?),
                 "--menu" => options.menu = words.next()?.parse().ok()?,
-                "debian" | "memtest" | "pxe" | "colo" => options.systems.push(word.clone()),
+                "--suites" => options.suites.clone_from(words.next()?),
+                "debian" | "memtest" | "pxe" | "colo" | "suites" => options.systems.push(word.clone()),
                 _ => return None,
             }
         }
@@ -97,6 +104,7 @@ fn inside(options: &Options) -> ExitCode {
             "debian" => debian::boot(options),
             "memtest" => memtest::pass(options),
             "pxe" => pxe::boot(options),
+            "suites" => suites::run(options),
             _ => colo::play(&stage, options),
         }
     }

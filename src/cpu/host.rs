@@ -555,14 +555,7 @@ pub(crate) fn alignment(insn: &Instruction, len: usize) -> u8 {
         matches!(m, M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa);
     let loose = matches!(
         m,
-        M::Movups
-            | M::Movupd
-            | M::Movdqu
-            | M::Lddqu
-            | M::Pcmpestri
-            | M::Pcmpestrm
-            | M::Pcmpistri
-            | M::Pcmpistrm
+        M::Movups | M::Movupd | M::Movdqu | M::Lddqu | M::Pcmpestri | M::Pcmpestrm | M::Pcmpistri | M::Pcmpistrm
     );
     match insn.encoding() {
         EncodingKind::Legacy if len == 16 && !loose => 16,

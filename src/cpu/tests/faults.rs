@@ -330,11 +330,7 @@ fn a_masked_move_touches_only_what_its_mask_chooses() {
 fn a_masked_store_of_bytes_goes_where_its_segment_and_address_size_say() {
     let (mut cpu, ram) = long_mode();
     // fs maskmovdqu [edi], xmm1, xmm2; add rdi, 32; maskmovq [edi], mm1, mm2; hlt
-    ram.write(
-        CODE,
-        &[0x64, 0x67, 0x66, 0x0f, 0xf7, 0xca, 0x48, 0x83, 0xc7, 32, 0x67, 0x0f, 0xf7, 0xca, 0xf4],
-    )
-    .unwrap();
+    ram.write(CODE, &[0x64, 0x67, 0x66, 0x0f, 0xf7, 0xca, 0x48, 0x83, 0xc7, 32, 0x67, 0x0f, 0xf7, 0xca, 0xf4]).unwrap();
     let mut r = cpu.registers();
     r.segs[4].base = 0x100;
     cpu.set_registers(&r);
