@@ -125,10 +125,12 @@ pub(crate) fn push(cpu: &mut Cpu, block: &mut Block, insn: &Instruction, at: usi
     let known = !insn.is_invalid() && cpu.features.has(insn);
     if cpu.breakpoints && known && has_memory {
         let mut info = iced_x86::InstructionInfoFactory::new();
-        let write = info.info(insn).used_memory().iter().any(|m| {
-            !matches!(m.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess | OpAccess::None)
-        });
-        block.watch = Some(Watch { len: insn.memory_size().size() as u8, write });
+        let accesses = info.info(insn).used_memory().iter().map(|m| m.access());
+        // LEA and NOP name memory without touching it.
+        let real: Vec<_> =
+            accesses.filter(|access| !matches!(access, OpAccess::NoMemAccess | OpAccess::None)).collect();
+        let write = real.iter().any(|access| !matches!(access, OpAccess::Read | OpAccess::CondRead));
+        block.watch = (!real.is_empty()).then(|| Watch { len: insn.memory_size().size() as u8, write });
     }
     if known
         && !insn.has_lock_prefix()

@@ -512,7 +512,8 @@ impl Cpu {
         for which in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let s = &mut self.segs[which];
             let conforming = s.is_code() && s.flags & attr::EXPAND_DOWN != 0;
-            if s.dpl() < self.cpl && !conforming && s.present() {
+            // A null selector with a privilege level in it loses that.
+            if s.selector & !3 == 0 || s.dpl() < self.cpl && !conforming && s.present() {
                 // The base stays in the hidden part, as processors keep it in long mode.
                 s.selector = 0;
                 s.flags = 0;

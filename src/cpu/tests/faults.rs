@@ -348,3 +348,34 @@ fn a_masked_store_of_bytes_goes_where_its_segment_and_address_size_say() {
     ram.read(DATA + 32, &mut memory).unwrap();
     assert_eq!(memory[..9], [0, 66, 0, 68, 0, 70, 0, 72, 0]);
 }
+
+#[test]
+fn a_data_breakpoint_stops_at_accesses_and_not_at_addresses_that_are_only_named() {
+    let (mut cpu, ram) = long_mode();
+    // nop [rax]; lea rcx, [rax]; mov ecx, [rax]; hlt
+    ram.write(CODE, &[0x0f, 0x1f, 0x00, 0x48, 0x8d, 0x08, 0x8b, 0x08, 0xf4]).unwrap();
+    let mut r = cpu.registers();
+    (r.dr[0], r.dr[7], r.gpr[gpr::RAX]) = (DATA, 0x3_0402, DATA);
+    cpu.set_registers(&r);
+    assert_eq!(run_to_halt(&mut cpu), Some(1));
+    let mut rip = [0; 8];
+    ram.read(cpu.hot.gpr[gpr::RSP], &mut rip).unwrap();
+    assert_eq!((u64::from_le_bytes(rip), cpu.dr[6] & 15), (CODE + 8, 1));
+}
+
+#[test]
+fn what_an_outer_level_may_not_use_is_null_there() {
+    let (mut cpu, ram) = long_mode();
+    // mov ds, [null with level 3]; mov es, [kernel data]; mov fs, [user data]; mov gs, [null with level 2]; iretq
+    let load = |register: u8, value: u8| [0xb8, value, 0, 0, 0, 0x8e, 0xc0 | register << 3];
+    let code = [load(3, 3), load(0, 16), load(4, 0x23), load(5, 2)].concat();
+    ram.write(CODE, &code).unwrap();
+    ram.write(CODE + code.len() as u64, &[0x48, 0xcf]).unwrap();
+    // hlt, which is refused outside
+    ram.write(CODE + 0x100, &[0xf4]).unwrap();
+    for (i, value) in [CODE + 0x100, 0x2b, 2, STACK - 0x4000, 0x23].into_iter().enumerate() {
+        put64(&ram, STACK + 8 * i as u64, value);
+    }
+    assert_eq!(run_to_halt(&mut cpu), Some(13));
+    assert_eq!([3, 0, 4, 5].map(|n: usize| cpu.segs[n].selector), [0, 0, 0x23, 0]);
+}
