@@ -4,12 +4,14 @@
 //! 23 to the I/O APIC only.
 
 pub mod apic;
+mod counts;
 mod gsi;
 pub mod ioapic;
 mod kernel;
 pub mod pic;
 pub mod vapic;
 
+pub use counts::IrqCounts;
 pub use gsi::{GSI_COUNT, GsiRouter};
 pub use kernel::{KernelIoApic, KernelIrqChip, KernelPic};
 

@@ -28,7 +28,7 @@ use crate::{
         vmport::VmPort,
     },
     irqchip::{
-        GSI_COUNT, GsiRouter, KernelIoApic, KernelIrqChip, KernelPic,
+        GSI_COUNT, GsiRouter, IrqCounts, KernelIoApic, KernelIrqChip, KernelPic,
         apic::ApicBus,
         ioapic::{IoApic, IoApicRegs, KERNEL_VERSION},
         pic::{PicPair, PicState},
@@ -112,6 +112,7 @@ pub struct PcMachine {
     /// Power management; none with `acpi=off`.
     pub pm: Option<Arc<Piix4Pm>>,
     controllers: Controllers,
+    irq_counts: Arc<IrqCounts>,
     boot_first: Vec<BootEntry>,
     disks: Mutex<[Option<DiskCmos>; 4]>,
 }
@@ -171,7 +172,8 @@ impl PcMachine {
             Controllers::Kernel(chip) => chip.clone(),
             Controllers::Here { router, .. } => router.clone(),
         };
-        let gsis: Vec<_> = (0..GSI_COUNT).map(|n| IrqLine::new(sink.clone(), n)).collect();
+        let irq_counts = IrqCounts::new(sink);
+        let gsis: Vec<_> = (0..GSI_COUNT).map(|n| IrqLine::new(irq_counts.clone(), n)).collect();
         let isa_irqs: [IrqLine; 16] = std::array::from_fn(|n| gsis[n].clone());
 
         // Host bridge with RAM, firmware.
@@ -271,6 +273,7 @@ impl PcMachine {
             ide,
             pm,
             controllers,
+            irq_counts,
             boot_first: vec![],
             disks: Mutex::default(),
         };
@@ -580,6 +583,15 @@ impl PcMachine {
             }
             Controllers::Here { pic, ioapic, .. } => format!("{}{}", ioapic.describe(), pic.describe()),
         }
+    }
+
+    /// What `info irq` prints.
+    pub fn describe_irq_counts(&self) -> String {
+        let (ioapic, pic) = match &self.controllers {
+            Controllers::Kernel(_) => ("kvm-ioapic", "kvm-i8259"),
+            Controllers::Here { .. } => ("ioapic", "isa-i8259"),
+        };
+        self.irq_counts.describe(ioapic, pic)
     }
 
     /// The 8259 pair, when it is in this process.

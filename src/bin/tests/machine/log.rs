@@ -137,3 +137,23 @@ fn the_monitor_turns_the_log_on_and_off() {
     assert_eq!(text(&first).matches("CPU Reset (CPU 0)\nEAX=00000000 ").count(), 1);
     assert_eq!(text(&second), "");
 }
+
+#[test]
+fn interrupts_are_counted_and_local_apics_are_shown() {
+    let folder = TempDir::new().expect("a folder");
+    let firmware = folder.path().join("guest.bin");
+    guest::write(&firmware, GUEST);
+    let firmware = firmware.to_str().expect("a path");
+    let arguments =
+        ["-M", "pc", "-accel", "tcg", "-m", "64", "-smp", "2", "-nodefaults", "-no-shutdown", "-S", "-action"];
+    let mut vm = Vm::start(Program::Lockstep, &[&arguments[..], &["reboot=shutdown", "-bios", firmware]].concat());
+    vm.ask("cont", json!({}));
+    vm.event("SHUTDOWN");
+    let counts = hmp(&mut vm, "info irq");
+    assert_eq!(counts, "IRQ statistics for ioapic:\n 0: 1\nIRQ statistics for isa-i8259:\n 0: 1\n");
+    let apic = hmp(&mut vm, "info lapic");
+    assert!(apic.starts_with("dumping local APIC state for CPU 0 \n\nLVT0\t 0x00000700 active-hi edge "), "{apic}");
+    assert!(apic.contains("\nSPIV\t 0x000001ff APIC enabled, focus=off, spurious vec 255\n"), "{apic}");
+    assert!(hmp(&mut vm, "info lapic 1").contains("APIC disabled"));
+    assert_eq!(hmp(&mut vm, "info lapic 2"), "No CPU available\n");
+}

@@ -5,6 +5,7 @@
 //! CPUs) go through the [`ApicBus`].
 
 mod regs;
+mod text;
 mod timer;
 mod vmstate;
 
@@ -19,6 +20,7 @@ use lockstep_vmstate::{LoadError, Snapshot};
 use parking_lot::Mutex;
 
 pub use regs::{ApicRegs, Delivery, Destination, Ipi};
+pub use text::text;
 pub use vmstate::{ApicState, SipiState};
 
 use super::{MsiSink, ioapic::IoApic, pic::PicPair};

@@ -2,15 +2,17 @@
 
 use std::{fmt::Write, rc::Rc};
 
+use lockstep_accel::cpu_state::msr;
 use lockstep_block::text::human_size;
 use lockstep_hw::{
     core::{BusNode, DeviceNode, Property, PropertyKind, PropertyValue},
+    irqchip::apic,
     pci::{PciBus, qtree_lines},
     usb::bus::UsbBus,
 };
 use lockstep_util::{Result, err};
 
-use super::{Args, HmpCommand, prefixed};
+use super::{Args, HmpCommand, args::Param, prefixed};
 use crate::{
     machine_options::MachineKind,
     objects::LocalFuture,
@@ -25,6 +27,14 @@ const fn plain(names: &'static str, help: &'static str, run: super::Handler) -> 
 pub(super) static INFO: &[HmpCommand] = &[
     plain("cpus", "show infos for each CPU", info_cpus),
     plain("hotpluggable-cpus", "Show information about hotpluggable CPUs", info_places),
+    plain("irq", "show the interrupts statistics (if available)", info_irq),
+    HmpCommand {
+        names: "lapic",
+        params: &[Param::OptionalWord("apic-id")],
+        usage: "[apic-id]",
+        help: "show local apic state (apic-id: local apic to read, default is which of current CPU)",
+        run: info_lapic,
+    },
     plain("memdev", "show memory backends", info_memdev),
     plain(
         "memory_size_summary",
@@ -165,6 +175,39 @@ fn info_pic<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture
         if let Some(pc) = vm.pc() {
             out.push_str(&pc.machine.describe_interrupts());
         }
+        Ok(())
+    })
+}
+
+fn info_irq<'a>(vm: &'a Rc<Vm>, _: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        if let Some(pc) = vm.pc() {
+            out.push_str(&pc.machine.describe_irq_counts());
+        }
+        Ok(())
+    })
+}
+
+fn info_lapic<'a>(vm: &'a Rc<Vm>, args: &'a Args, out: &'a mut String) -> LocalFuture<'a, Result<()>> {
+    Box::pin(async move {
+        /// In the APIC's base register: x2APIC mode.
+        const X2APIC: u64 = 1 << 10;
+        let wanted = match args.get("apic-id") {
+            Some(text) => text.parse::<u32>().map_err(|_| err!("No CPU available"))?,
+            None => 0,
+        };
+        let vcpus = vm.vcpus().filter(|v| !v.is_empty()).ok_or_else(|| err!("No CPU available"))?;
+        let (index, state) = vm.while_paused(|| {
+            let found = (0..vcpus.len()).find(|&i| vcpus.cpu(i).lock().id() == wanted);
+            let index = found.ok_or_else(|| err!("No CPU available"))?;
+            vcpus.cpu(index).lock().save().map(|state| (index, state))
+        })?;
+        let x2apic = state.msr(msr::APIC_BASE) & X2APIC != 0;
+        let here = vm.pc().and_then(|pc| pc.machine.local_apics()?.apic(index).cloned());
+        out.push_str(&match here {
+            Some(apic) => apic::text(index as u32, x2apic, |at| apic.read(at)),
+            None => apic::text(index as u32, x2apic, |at| state.apic.get(at as usize)),
+        });
         Ok(())
     })
 }
