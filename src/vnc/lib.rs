@@ -26,7 +26,7 @@ mod tests;
 mod wire;
 
 pub use screen::Picture;
-pub use server::{Client, Connected, Display, Endpoint, Family, Options, Share};
+pub use server::{Client, Connected, Display, Endpoint, Family, Options, Share, serve_one};
 
 /// The machine whose screen is shown. Called on the server's thread.
 pub trait Machine: Send + Sync + 'static {

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::handshake::{Access, greet};
 use crate::screen::Screen;
-use crate::session::Session;
+use crate::session::{PATIENCE, Session};
 use crate::{Event, Input, Machine};
 
 /// A viewer that is not through by then is sent away.
@@ -271,13 +271,50 @@ impl Hub {
 trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
+/// Serves one viewer over a connection that is there already, until it ends. With a password if there is one.
+///
+/// # Errors
+/// Those of the connection; `InvalidData` where the viewer breaks the protocol, `TimedOut` where it does not go on.
+pub async fn serve_one(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    password: Option<String>,
+    machine: Arc<dyn Machine>,
+) -> io::Result<()> {
+    let access = || password.clone().map_or(Access::Free, |p| Access::Password(Some(p)));
+    tokio::time::timeout(HANDSHAKE, greet(&mut stream, access)).await??;
+    let hub = Hub::new(machine);
+    let session = Session::new(hub.clone());
+    tokio::select! {
+        ended = session.run(stream, "QEMU", std::future::pending()) => ended,
+        () = hub.watch() => Ok(()),
+    }
+}
+
 /// The server on its own thread.
 struct Server {
     shared: Arc<Shared>,
     hub: Rc<Hub>,
-    /// The viewers that are through, by number, and how each is sent away.
-    viewers: RefCell<Vec<(u64, Rc<Notify>)>>,
+    /// The viewers that are through, by number.
+    viewers: RefCell<Vec<(u64, Rc<Viewer>)>>,
     last: Cell<u64>,
+}
+
+/// A viewer that is through.
+struct Viewer {
+    session: Rc<Session>,
+    /// It is sent away.
+    leave: Notify,
+}
+
+/// A server on the calling context, whose clock a test has.
+#[cfg(test)]
+pub(crate) async fn serve_here(
+    options: Options,
+    addresses: Vec<SocketAddress>,
+    machine: Arc<dyn Machine>,
+) -> Result<()> {
+    let shared = Shared { options, servers: Mutex::default(), clients: Mutex::default(), password: Mutex::default() };
+    Server::start(Arc::new(shared), addresses, machine).await
 }
 
 impl Server {
@@ -319,7 +356,7 @@ impl Server {
     }
 
     async fn serve(self: Rc<Self>, fd: OwnedFd) {
-        if self.shared.clients.lock().len() >= self.shared.options.connections {
+        if self.shared.clients.lock().len() >= self.shared.options.connections && !self.make_room() {
             return;
         }
         let ends = |socket: SockRef<'_>| Some((socket.local_addr().ok()?, socket.peer_addr().ok()?));
@@ -339,19 +376,32 @@ impl Server {
         self.hub.machine.event(Event::Disconnected(connected));
     }
 
+    /// Sends away the viewer that has been silent for longest, if that is long: it may be frozen. A living one whose screen stands
+    /// still is silent too, but has to give way only where there is no other place. False: they are all alive.
+    fn make_room(&self) -> bool {
+        let mut viewers = self.viewers.borrow_mut();
+        let silent = viewers.iter().enumerate().max_by_key(|(_, (_, v))| v.session.silence());
+        let Some(at) = silent.filter(|(_, (_, v))| v.session.silence() >= PATIENCE).map(|(at, _)| at) else {
+            return false;
+        };
+        let (number, viewer) = viewers.remove(at);
+        viewer.leave.notify_one();
+        self.shared.clients.lock().retain(|(n, _)| *n != number);
+        true
+    }
+
     async fn talk(&self, number: u64, mut stream: Box<dyn Stream>, connected: &Connected) -> io::Result<()> {
         let greeting = greet(&mut stream, || self.shared.access());
         let shares = tokio::time::timeout(HANDSHAKE, greeting).await??;
         match (shares, self.shared.options.share) {
             (false, Share::ForceShared) => return Err(io::ErrorKind::PermissionDenied.into()),
-            (false, Share::AllowExclusive) => self.viewers.borrow().iter().for_each(|(_, leave)| leave.notify_one()),
+            (false, Share::AllowExclusive) => self.viewers.borrow().iter().for_each(|(_, v)| v.leave.notify_one()),
             _ => {}
         }
-        let leave = Rc::new(Notify::new());
-        self.viewers.borrow_mut().push((number, leave.clone()));
+        let viewer = Rc::new(Viewer { session: Session::new(self.hub.clone()), leave: Notify::new() });
+        self.viewers.borrow_mut().push((number, viewer.clone()));
         self.hub.machine.event(Event::Initialized(connected.clone()));
-        let session = Session::new(self.hub.clone());
-        session.run(stream, &self.shared.options.title, leave.notified()).await
+        viewer.session.run(stream, &self.shared.options.title, viewer.leave.notified()).await
     }
 }
 

@@ -1,11 +1,13 @@
 //! One viewer after its authentication: what it wants, and what it is sent.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 use crate::encode::{Zrle, encoding, header, raw};
 use crate::pixel::PixelFormat;
@@ -19,9 +21,25 @@ const NO_PICTURE: [u16; 2] = [640, 480];
 /// Keys that are down at a time; of more the first are forgotten, as no hand holds them.
 const MOST_HELD: usize = 32;
 
+/// How long a viewer may take nothing of what it is sent.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Sends bytes to a viewer that takes some now and then.
+async fn give(to: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match timeout(PATIENCE, to.write(bytes)).await?? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => bytes = &bytes[n..],
+        }
+    }
+    Ok(())
+}
+
 /// A viewer.
 pub struct Session {
     hub: Rc<Hub>,
+    /// When it said something last.
+    heard: Cell<Instant>,
     state: RefCell<State>,
     wake: Notify,
 }
@@ -66,9 +84,15 @@ impl Session {
             pointer: None,
             held: vec![],
         };
-        let session = Rc::new(Self { hub, state: RefCell::new(state), wake: Notify::new() });
+        let session =
+            Rc::new(Self { hub, heard: Cell::new(Instant::now()), state: RefCell::new(state), wake: Notify::new() });
         session.hub.add(&session);
         session
+    }
+
+    /// How long it has said nothing.
+    pub fn silence(&self) -> Duration {
+        self.heard.get().elapsed()
     }
 
     /// Whether it waits for something to change.
@@ -87,10 +111,11 @@ impl Session {
         leave: impl Future<Output = ()>,
     ) -> io::Result<()> {
         let (mut from, mut to) = tokio::io::split(stream);
-        to.write_all(&self.greeting(name)).await?;
+        give(&mut to, &self.greeting(name)).await?;
         let reading = async {
             loop {
                 let message = wire::read(&mut from).await?;
+                self.heard.set(Instant::now());
                 self.take(message);
             }
         };
@@ -99,7 +124,7 @@ impl Session {
             loop {
                 news.borrow_and_update();
                 if let Some(message) = self.prepare() {
-                    to.write_all(&message).await?;
+                    give(&mut to, &message).await?;
                     continue;
                 }
                 tokio::select! {

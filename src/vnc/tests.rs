@@ -9,6 +9,7 @@ use lockstep_event::Context;
 use lockstep_qapi::schema::{SocketAddress, UnixSocketAddress};
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::encode::{Zrle, encoding, raw};
 use crate::handshake::respond;
@@ -496,4 +497,75 @@ fn all_addresses_of_a_host_are_listened_at_with_one_port() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
+}
+
+/// Runs something with a clock that goes on only when nothing else does.
+fn timed<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, future)
+}
+
+/// Comes in without a password.
+async fn come_in(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> std::io::Result<()> {
+    let mut bytes = [0; 28];
+    stream.read_exact(&mut bytes[..12]).await?;
+    stream.write_all(b"RFB 003.008\n").await?;
+    stream.read_exact(&mut bytes[..2]).await?;
+    stream.write_all(&[1]).await?;
+    stream.read_exact(&mut bytes[..4]).await?;
+    stream.write_all(&[1]).await?;
+    stream.read_exact(&mut bytes[..28]).await?;
+    Ok(())
+}
+
+const WHOLE_SCREEN: [u8; 10] = [3, 0, 0, 0, 0, 0, 1, 0, 1, 0];
+
+#[test]
+fn a_viewer_that_takes_nothing_for_a_minute_goes_and_a_slow_one_stays() {
+    timed(async {
+        let machine = Arc::new(Drawn::default());
+        *machine.picture.lock() = Some(coloured(256, 256, 7));
+        let (mut viewer, stream) = tokio::io::duplex(1024);
+        let served = tokio::task::spawn_local(serve_one(stream, None, machine));
+        come_in(&mut viewer).await.unwrap();
+        viewer.write_all(&WHOLE_SCREEN).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(50)).await;
+            viewer.read_exact(&mut [0; 100]).await.unwrap();
+        }
+        let ended = served.await.unwrap();
+        assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed().as_secs(), 500 + 60);
+    });
+}
+
+#[test]
+fn a_new_viewer_takes_the_place_of_the_one_that_is_silent_for_longest() {
+    timed(async {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vnc").to_str().unwrap().to_owned();
+        let options = Options {
+            id: "default".into(),
+            title: "QEMU".into(),
+            share: Share::AllowExclusive,
+            password: false,
+            connections: 2,
+        };
+        let address = UnixSocketAddress { path: path.clone(), abstract_: None, tight: None };
+        let machine = Arc::new(Drawn::default());
+        crate::server::serve_here(options, vec![SocketAddress::Unix(address)], machine).await.unwrap();
+        let connect = async || {
+            let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+            come_in(&mut stream).await.map(|()| stream)
+        };
+        let _frozen = connect().await.unwrap();
+        let mut living = connect().await.unwrap();
+        assert!(connect().await.is_err(), "there is no place, and nobody has been silent for long");
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        living.write_all(&WHOLE_SCREEN).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let _new = connect().await.unwrap();
+        assert!(connect().await.is_err(), "the other one is alive");
+    });
 }
