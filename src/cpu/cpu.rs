@@ -316,6 +316,11 @@ impl Cpu {
         self.flags_changed();
     }
 
+    /// Has blocks translated once they have run this often, for tests that have no time.
+    pub fn translate_after(&mut self, runs: u16) {
+        self.translator.hot = runs;
+    }
+
     /// Number of instructions run so far, about: those of a block that faults are counted whole.
     pub fn instructions(&self) -> u64 {
         self.instructions

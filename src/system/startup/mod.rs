@@ -57,15 +57,7 @@ async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daem
     if !log::set_up(&line)? {
         return Ok(ExitCode::FAILURE);
     }
-    let options = MachineOptions::parse(&line)?;
-    backends::display(&line)?;
-    let (accelerator, clocks) = choose_accelerator(&options)?;
-    let board = Board::new(clocks);
-    for o in line.all("L") {
-        board.firmware.prepend(&o.value);
-    }
-    let vm = Vm::new(main, board, accelerator, options);
-    tokio::task::spawn_local(vm.graph.clone().run_collector());
+    let vm = empty_machine(&line, main)?;
     signals::watch_signals(&vm)?;
     let status = bring_up(&vm, &line).await;
     if let Err(e) = status.and_then(|()| daemon.map_or(Ok(()), daemon::Daemon::ready)) {
@@ -82,6 +74,29 @@ async fn run_machine(line: CommandLine, main: ContextHandle, daemon: Option<daem
         let _ = std::fs::remove_file(&o.value);
     }
     Ok(ExitCode::from(exit.status))
+}
+
+/// The machine of a command line, as the program makes it, for those who want it in a process of their own. Signals are theirs.
+///
+/// # Errors
+/// Those that end the program.
+pub async fn machine_of(line: &CommandLine, main: ContextHandle) -> Result<Rc<Vm>> {
+    let vm = empty_machine(line, main)?;
+    bring_up(&vm, line).await?;
+    Ok(vm)
+}
+
+fn empty_machine(line: &CommandLine, main: ContextHandle) -> Result<Rc<Vm>> {
+    let options = MachineOptions::parse(line)?;
+    backends::display(line)?;
+    let (accelerator, clocks) = choose_accelerator(&options)?;
+    let board = Board::new(clocks);
+    for o in line.all("L") {
+        board.firmware.prepend(&o.value);
+    }
+    let vm = Vm::new(main, board, accelerator, options);
+    tokio::task::spawn_local(vm.graph.clone().run_collector());
+    Ok(vm)
 }
 
 /// Takes the first accelerator that works.
