@@ -70,6 +70,8 @@ pub trait Vcpu: Send {
     /// # Errors
     /// When the engine cannot.
     fn set_debug(&mut self, control: &DebugControl) -> Result<()>;
+    /// Says that the vCPU will not be run for a while though others are, or that it will be again.
+    fn hold(&mut self, _stands: bool) {}
     /// Puts the vCPU in its state after power on.
     ///
     /// # Errors

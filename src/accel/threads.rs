@@ -116,9 +116,10 @@ impl VcpuSet {
         self.shared.gate.open();
     }
 
-    /// Has a vCPU stand from the next opening of the gate on, or run again from then on.
+    /// Has a vCPU stand from the next opening of the gate on, or run again from then on. To be called while the gate is closed.
     pub fn freeze(&self, index: usize, frozen: bool) {
         self.shared.frozen[index].store(frozen, Ordering::SeqCst);
+        self.cpus[index].lock().hold(frozen);
     }
 
     /// Whether the gate is open.

@@ -70,6 +70,8 @@ pub(crate) struct Block {
     #[allow(clippy::vec_box, reason = "operations point at them: they may not move when the list grows")]
     pub slow: Vec<Box<Slow>>,
     pub bytes: u16,
+    /// Instructions.
+    pub count: u16,
     /// The host page, and the second one for an instruction that crosses into it; 0 if none does.
     pub page: u64,
     /// See `page`.
@@ -94,6 +96,7 @@ impl Block {
             ops: vec![],
             slow: vec![],
             bytes: 0,
+            count: 0,
             page: 0,
             second: 0,
             links: [0; 2],
@@ -149,9 +152,10 @@ impl CodePage {
         self.loops & pieces(at, 1) != 0
     }
 
-    /// The blocks of 64-bit code that begin there.
-    pub fn blocks_between(&self, first: u64, last: u64) -> impl Iterator<Item = &Block> {
-        let keys = (first as u32 | 2 << 12)..=(last as u32 | 2 << 12);
+    /// The blocks of a width of code that begin there.
+    pub fn blocks_between(&self, first: u64, last: u64, bits: u8) -> impl Iterator<Item = &Block> {
+        let width = u32::from(bits) << 12;
+        let keys = (first as u32 | width)..=(last as u32 | width);
         self.blocks.iter().filter(move |(k, _)| keys.contains(k)).map(|(_, b)| &**b)
     }
 }
@@ -221,13 +225,13 @@ impl Cpu {
     /// What blocks found now are valid for: translations, privilege and width.
     #[inline(always)]
     pub(crate) fn jump_key(&self) -> u64 {
-        self.generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits)
+        self.generation << 4 | (self.mmu as u64) << 2 | self.code_mode()
     }
 
     /// What blocks that are not dropped stay valid for, as long as their page is mapped where it was.
     #[inline(always)]
     pub(crate) fn block_key(&self) -> u64 {
-        self.code_generation << 4 | (self.mmu as u64) << 2 | u64::from(self.bits)
+        self.code_generation << 4 | (self.mmu as u64) << 2 | self.code_mode()
     }
 
     /// The block at `RIP`, or the fault of fetching it. Nothing: its code cannot be kept.
@@ -246,7 +250,7 @@ impl Cpu {
         if slot.address == address && slot.key == key {
             return Ok(Some(at));
         }
-        if slot.address == address && slot.stable == self.block_key() && slot.host != 0 && self.bits == 2 {
+        if slot.address == address && slot.stable == self.block_key() && slot.host != 0 && self.is_translatable() {
             // Translations were forgotten since. Mostly they are the same again.
             let physical = self.translate(address, Access::Exec)?;
             let entry = &self.tlb[self.mmu][(address >> 12) as usize & (TLB_SIZE - 1)];
@@ -323,7 +327,7 @@ impl Cpu {
         };
         block.page = page;
         block.second = second;
-        if second == 0 && self.bits == 2 && self.engine != Engine::Interpreter {
+        if second == 0 && self.bits != 0 && self.engine != Engine::Interpreter {
             block.code = bytes[..usize::from(block.bytes)].into();
         }
         let (first, len) = (host & 0xfff, u64::from(block.bytes));
@@ -389,6 +393,7 @@ impl Cpu {
             if pushed == decode::Pushed::Before {
                 break;
             }
+            block.count += 1;
             block.bytes = decoder.position() as u16;
             if pushed == decode::Pushed::Ends {
                 return Some(block);

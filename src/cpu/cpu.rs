@@ -9,6 +9,7 @@ use iced_x86::Instruction;
 
 use crate::{
     block::{Block, CodePage, END, FAULT, Fast, JUMP_CACHE, Jump},
+    counting::Counting,
     debug::{DebugStop, Debugging},
     fault::Reason,
     features::Features,
@@ -16,8 +17,9 @@ use crate::{
     interrupt::TripleFault,
     jit::{CELLS, Cell, Checker, Engine, Shared, Translator},
     machine::{Machine, RamRange},
-    mem::{Filled, TLB_SIZE, TlbEntry, mmu},
+    mem::{Filled, Large, TLB_SIZE, TlbEntry, mmu},
     msr::Msrs,
+    pcid::Spaces,
     platform::{CpuLink, CpuidLeaf, Platform, request},
     state::{Hot, Segment, Table, flag, gpr, seg},
     trace::Tracer,
@@ -30,6 +32,8 @@ pub enum Exit {
     Kicked,
     /// The guest waits for an interrupt: [`Cpu::wait`] sleeps until there may be one.
     Halted,
+    /// Another processor's turn has come, where [`Platform::account`] says so.
+    Turn,
     /// The machine is to be reset.
     TripleFault,
     /// A debugger wants to know.
@@ -72,14 +76,16 @@ pub struct Cpu {
     /// The pages that accesses of generated code met last.
     pub(crate) cells: [Cell; CELLS],
     pub(crate) tlb_physical: Box<[[u64; TLB_SIZE]; mmu::COUNT]>,
-    /// Region (base, mask) that large pages are cached of; mask 0 is none.
-    pub(crate) large: (u64, u64),
+    /// The region that large pages are cached of.
+    pub(crate) large: Option<Large>,
     /// Counts flushes and drops of code: what is cached under an older number is stale.
     pub(crate) generation: u64,
     /// Counts drops of code only.
     pub(crate) code_generation: u64,
     /// Entries of each translation cache that were filled since it was emptied.
     pub(crate) filled: [Filled; mmu::COUNT],
+    /// Translations of other address spaces.
+    pub(crate) spaces: Spaces,
     pub(crate) ranges: Vec<RamRange>,
     pub(crate) last_range: usize,
     /// Former maps, kept until no instruction can hold an address in them.
@@ -145,6 +151,7 @@ pub struct Cpu {
     pub(crate) xcr0_allowed: u64,
 
     pub(crate) instructions: u64,
+    pub(crate) counting: Counting,
     pub(crate) fault_count: u64,
 
     pub(crate) machine: Arc<Machine>,
@@ -217,10 +224,11 @@ impl Cpu {
             tlb: [[TlbEntry::EMPTY; TLB_SIZE]; mmu::COUNT],
             cells: [Cell::EMPTY; CELLS],
             tlb_physical: Box::new([[0; TLB_SIZE]; mmu::COUNT]),
-            large: (0, 0),
+            large: None,
             generation: 0,
             code_generation: 0,
             filled: Default::default(),
+            spaces: Spaces::default(),
             ranges: vec![],
             last_range: 0,
             old_ranges: vec![],
@@ -267,6 +275,7 @@ impl Cpu {
             features,
             cpuid,
             instructions: 0,
+            counting: Counting::default(),
             fault_count: 0,
             machine: machine.clone(),
             platform,
@@ -331,13 +340,18 @@ impl Cpu {
         &self.link
     }
 
+    /// What ends the wait of a processor that is halted, as bits of [`request`].
+    pub fn waits_for(&self) -> u32 {
+        if self.wait_for_sipi {
+            request::EXIT | request::INIT | request::SIPI
+        } else {
+            request::EXIT | request::NMI | request::INIT | request::INTERRUPT
+        }
+    }
+
     /// Sleeps until something is asked of a processor that is halted.
     pub fn wait(&self) {
-        let mut mask = request::EXIT | request::NMI | request::INIT | request::INTERRUPT;
-        if self.wait_for_sipi {
-            mask = request::EXIT | request::INIT | request::SIPI;
-        }
-        self.link.sleep(mask);
+        self.link.sleep(self.waits_for());
     }
 
     /// Runs guest code until something outside is wanted.
@@ -345,6 +359,9 @@ impl Cpu {
         self.bind_thread();
         self.link.in_guest.store(1, Ordering::SeqCst);
         let exit = self.run_inside();
+        if self.counting.on {
+            self.settle();
+        }
         self.link.in_guest.store(0, Ordering::SeqCst);
         self.running = std::ptr::null();
         self.link_way = 0;
@@ -354,6 +371,9 @@ impl Cpu {
 
     fn run_inside(&mut self) -> Exit {
         loop {
+            if !self.has_turn() {
+                return Exit::Turn;
+            }
             let shadow = self.shadow && !self.single;
             if self.link.any() || self.halted || self.wait_for_sipi || self.trap_after {
                 // An interrupt may go elsewhere than where the last block led.
@@ -386,11 +406,12 @@ impl Cpu {
                 }
                 continue;
             }
-            if self.bits == 2 && self.engine != Engine::Interpreter {
+            if self.engine != Engine::Interpreter && self.is_translatable() {
                 let result = match self.find_jump() {
-                    Ok(Some(at)) => self.run_translated(at),
-                    Ok(None) => self.step(),
+                    Ok(Some(at)) if self.covers(self.jumps[at].block) => self.run_translated(at),
+                    Ok(_) => self.step(),
                     Err(_) => {
+                        self.charge(1);
                         let reason = std::mem::take(&mut self.reason);
                         self.deliver_exception(reason)
                     }
@@ -402,7 +423,7 @@ impl Cpu {
             }
             let from = (std::mem::take(&mut self.link_way), self.running, self.generation);
             match self.find_block() {
-                Ok(Some(block)) => {
+                Ok(Some(block)) if self.covers(block) => {
                     if from.0 != 0 && from.2 == self.generation {
                         // SAFETY: nothing was dropped since that block ran: the generation is the same.
                         unsafe { self.link_blocks(from.1, usize::from(from.0 - 1), block) };
@@ -411,12 +432,13 @@ impl Cpu {
                         return Exit::TripleFault;
                     }
                 }
-                Ok(None) => {
+                Ok(_) => {
                     if self.step().is_err() {
                         return Exit::TripleFault;
                     }
                 }
                 Err(_) => {
+                    self.charge(1);
                     let reason = std::mem::take(&mut self.reason);
                     if self.deliver_exception(reason).is_err() {
                         return Exit::TripleFault;
@@ -434,11 +456,12 @@ impl Cpu {
                 self.trace_block(found.unwrap_or(std::ptr::null()));
                 self.shadow = false;
                 match found {
-                    Some(block) => self.run_single(block),
-                    None => self.step(),
+                    Some(block) if self.covers(block) => self.run_single(block),
+                    _ => self.step(),
                 }
             }
             Err(_) => {
+                self.charge(1);
                 let reason = std::mem::take(&mut self.reason);
                 self.deliver_exception(reason)
             }
@@ -449,6 +472,9 @@ impl Cpu {
     #[inline]
     fn run_blocks(&mut self, mut block: *const Block) -> Result<(), TripleFault> {
         loop {
+            if !self.charge_block(block) {
+                break;
+            }
             self.running = block;
             // SAFETY: blocks that may run are kept by `code`, or by the graveyard, which is emptied below only.
             let next = unsafe {
@@ -484,6 +510,7 @@ impl Cpu {
         let mask = if self.bits == 2 { u64::MAX } else { 0xffff_ffff };
         self.hot.gpr[gpr::RIP] = self.hot.gpr[gpr::RIP].wrapping_add(self.fault_at.into()) & mask;
         self.link_way = 0;
+        self.give_back(self.fault_at, self.reason != Reason::Alone);
         match std::mem::take(&mut self.reason) {
             Reason::Alone => {
                 self.running = std::ptr::null();
@@ -495,6 +522,14 @@ impl Cpu {
 
     /// Runs the one instruction at `RIP`, without keeping it, with all that hangs on single instructions.
     pub(crate) fn step_now(&mut self) -> Result<(), TripleFault> {
+        let alone = std::mem::replace(&mut self.counting.alone, true);
+        let result = self.step_alone();
+        self.counting.alone = alone;
+        result
+    }
+
+    fn step_alone(&mut self) -> Result<(), TripleFault> {
+        self.charge(1);
         let shadow = std::mem::take(&mut self.shadow);
         let trap = self.rest & flag::TF != 0;
         let rip = self.hot.gpr[gpr::RIP];

@@ -133,6 +133,13 @@ impl Cpu {
 
     /// Runs what goes to a handler; its accesses are noted.
     pub(crate) fn note_delivery<T>(&mut self, deliver: impl FnOnce(&mut Self) -> T) -> T {
+        let alone = std::mem::replace(&mut self.counting.alone, true);
+        let result = self.note_accesses(deliver);
+        self.counting.alone = alone;
+        result
+    }
+
+    fn note_accesses<T>(&mut self, deliver: impl FnOnce(&mut Self) -> T) -> T {
         let Some(debugging) = &mut self.debugging else { return deliver(self) };
         let was = std::mem::replace(&mut debugging.noting, true);
         let result = deliver(self);

@@ -76,6 +76,7 @@ impl Cpu {
         if self.cr0 & cr::CR0_NE != 0 {
             return Err(self.raise(vector::MF, None));
         }
+        self.sees_time()?;
         // The way of the PC: an interrupt of the 8259. What waited is taken for handled.
         self.platform.ferr();
         self.set_fx16(at::FSW, fsw & !0x80ff);
@@ -258,6 +259,8 @@ impl Cpu {
     fn area_address(&mut self, op: &Op, size: u32, align: u64, write: bool) -> R<u64> {
         let address = ops::operand_address(self, op, size, write)?;
         if address & (align - 1) != 0 {
+            // What is not even at a multiple of 4 is an alignment check's, on AMD's processors.
+            self.check_alignment(address, 4)?;
             return Err(self.gp());
         }
         Ok(address)
@@ -488,6 +491,7 @@ impl Cpu {
                     }
                 }
                 let to = ops::operand_address(self, op, bytes.len() as u32, true)?;
+                self.check_alignment(to, if wide { 4 } else { 2 })?;
                 self.store_bytes(to, &bytes)?;
                 if save {
                     self.init_x87();
@@ -501,6 +505,7 @@ impl Cpu {
                 let wide = matches!(insn.memory_size().size(), 28 | 108);
                 let len = if wide { 28 } else { 14 } + if m == M::Frstor { 80 } else { 0 };
                 let from = ops::operand_address(self, op, len, false)?;
+                self.check_alignment(from, if wide { 4 } else { 2 })?;
                 let mut bytes = [0; 108];
                 self.load_bytes(from, &mut bytes[..len as usize])?;
                 self.load_environment(&bytes, wide);

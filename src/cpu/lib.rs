@@ -5,9 +5,11 @@
 //! rarer run on the host itself, on the guest's registers ([`host`]). The rest takes the long way ([`execute`]).
 //! Memory goes through a translation cache ([`mem`]) to the machine's RAM, or to its devices.
 
+mod alignment;
 mod alu;
 mod arena;
 mod block;
+mod counting;
 mod cpu;
 mod debug;
 mod decode;
@@ -24,6 +26,7 @@ mod mem;
 pub mod msr;
 mod ops;
 mod paging;
+mod pcid;
 mod platform;
 mod registers;
 mod segment;
@@ -40,6 +43,6 @@ pub use debug::{DebugControl, DebugStop, WatchKind, Watchpoint};
 pub use features::supported_cpuid;
 pub use jit::Engine;
 pub use machine::Machine;
-pub use platform::{CpuLink, CpuidLeaf, Platform, request};
+pub use platform::{Bell, CpuLink, CpuidLeaf, Platform, request};
 pub use registers::{Events, Registers};
 pub use trace::DumpRegisters;

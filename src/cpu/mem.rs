@@ -21,7 +21,9 @@ pub(crate) mod mmu {
     pub const USER: usize = 1;
     /// Supervisor with SMAP suspended by AC.
     pub const KERNEL_AC: usize = 2;
-    pub const COUNT: usize = 3;
+    /// User, and alignment is checked.
+    pub const USER_AC: usize = 3;
+    pub const COUNT: usize = 4;
 }
 /// In a tag: accesses go the slow way (registers, ROM, pages with code, logged pages). A bit of the offset in a page, above those
 /// that generated code leaves in to check an operand's alignment.
@@ -42,6 +44,43 @@ pub(crate) struct TlbEntry {
 
 impl TlbEntry {
     pub const EMPTY: Self = Self { read: NONE, write: NONE, exec: NONE, addend: 0 };
+
+    /// Whether this translates an address for an access, on whichever way.
+    #[inline]
+    pub fn lets(&self, address: u64, access: Access) -> bool {
+        let tag = match access {
+            Access::Read => self.read,
+            Access::Write => self.write,
+            Access::Exec => self.exec,
+        };
+        tag & !SLOW == address & PAGE && tag != NONE
+    }
+}
+
+/// A region that large pages are cached of: the bits of `mask` are those of `base`. A mask of 0 is all memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Large {
+    base: u64,
+    mask: u64,
+}
+
+impl Large {
+    fn of(address: u64, size: u64) -> Self {
+        Self { base: address & !(size - 1), mask: !(size - 1) }
+    }
+
+    pub fn has(self, address: u64) -> bool {
+        address & self.mask == self.base
+    }
+
+    /// The smallest region that covers both.
+    fn with(self, other: Self) -> Self {
+        let mut mask = self.mask & other.mask;
+        while (self.base ^ other.base) & mask != 0 {
+            mask <<= 1;
+        }
+        Self { base: self.base & mask, mask }
+    }
 }
 
 /// Which entries of a translation cache are in use.
@@ -65,7 +104,7 @@ impl Filled {
     }
 
     /// The entries in use, which are empty from now on; those of global pages only if asked for.
-    fn take(&mut self, global: bool) -> impl Iterator<Item = usize> {
+    pub fn take(&mut self, global: bool) -> impl Iterator<Item = usize> {
         self.used.iter_mut().zip(&self.global).enumerate().flat_map(move |(word, (used, kept))| {
             let keep = if global { 0 } else { *kept };
             let mut bits = *used & !keep;
@@ -155,7 +194,7 @@ impl Cpu {
     #[inline(always)]
     fn tlb_at(&self, address: u64) -> &TlbEntry {
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
-        // SAFETY: `mmu` is one of three contexts and the index is masked.
+        // SAFETY: `mmu` is one of four contexts and the index is masked.
         unsafe { self.tlb.get_unchecked(self.mmu).get_unchecked(index) }
     }
 
@@ -193,6 +232,7 @@ impl Cpu {
 
     /// Reads what will be written: a fault is a write's.
     pub(crate) fn load_for_write<T: Word>(&mut self, address: u64) -> R<T> {
+        self.check_alignment(address, T::SIZE)?;
         self.probe_write(address, T::SIZE)?;
         self.load(address)
     }
@@ -200,15 +240,19 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn load_slow(&mut self, address: u64, size: u32) -> R<u64> {
+        self.check_alignment(address, size.into())?;
         let room = 0x1000 - (address & 0xfff);
         if room >= size.into() {
             let physical = self.translate(address, Access::Read)?;
             self.watch(address, size, false)?;
+            self.memory_sees_time(physical, size)?;
             return Ok(self.physical_load(physical, size));
         }
         let first = self.translate(address, Access::Read)?;
         let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Read)?;
         self.watch(address, size, false)?;
+        self.memory_sees_time(first, room as u32)?;
+        self.memory_sees_time(second, size - room as u32)?;
         let mut value = 0;
         for i in 0..u64::from(size) {
             let at = if i < room { first + i } else { second + (i - room) };
@@ -220,11 +264,13 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     pub(crate) fn store_slow(&mut self, address: u64, size: u32, value: u64) -> R<()> {
+        self.check_alignment(address, size.into())?;
         let room = 0x1000 - (address & 0xfff);
         let first = self.translate(address, Access::Write)?;
         if room >= size.into() {
             self.watch(address, size, true)?;
             self.before_code_write(first, size)?;
+            self.memory_sees_time(first, size)?;
             self.physical_store(first, size, value);
             return Ok(());
         }
@@ -232,6 +278,8 @@ impl Cpu {
         self.watch(address, size, true)?;
         self.before_code_write(first, room as u32)?;
         self.before_code_write(second, size - room as u32)?;
+        self.memory_sees_time(first, room as u32)?;
+        self.memory_sees_time(second, size - room as u32)?;
         for i in 0..u64::from(size) {
             let at = if i < room { first + i } else { second + (i - room) };
             self.physical_store(at, 1, value >> (8 * i));
@@ -254,8 +302,11 @@ impl Cpu {
         Ok(())
     }
 
-    /// Reads bytes.
+    /// Reads bytes, at any alignment.
     pub(crate) fn load_bytes(&mut self, address: u64, to: &mut [u8]) -> R<()> {
+        if self.checks_alignment() {
+            return self.at_any_alignment(|cpu| cpu.load_bytes(address, to));
+        }
         if let Some(host) = self.direct(address, to.len() as u64, false) {
             // SAFETY: plain RAM of this length, kept alive; the destination is ours.
             unsafe { std::ptr::copy_nonoverlapping(host as *const u8, to.as_mut_ptr(), to.len()) };
@@ -275,8 +326,11 @@ impl Cpu {
         Ok(())
     }
 
-    /// Writes bytes, all or none.
+    /// Writes bytes, all or none, at any alignment.
     pub(crate) fn store_bytes(&mut self, address: u64, from: &[u8]) -> R<()> {
+        if self.checks_alignment() {
+            return self.at_any_alignment(|cpu| cpu.store_bytes(address, from));
+        }
         if let Some(host) = self.direct(address, from.len() as u64, true) {
             // SAFETY: plain RAM of this length, kept alive.
             unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), host as *mut u8, from.len()) };
@@ -316,13 +370,7 @@ impl Cpu {
     /// The physical address of a linear one, or the page fault (or `#GP`/`#SS` for an address that is not canonical).
     pub(crate) fn translate(&mut self, address: u64, access: Access) -> R<u64> {
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
-        let entry = &self.tlb[self.mmu][index];
-        let tag = match access {
-            Access::Read => entry.read,
-            Access::Write => entry.write,
-            Access::Exec => entry.exec,
-        };
-        if tag & !SLOW == address & PAGE && tag != NONE {
+        if self.tlb[self.mmu][index].lets(address, access) {
             return Ok(self.tlb_physical[self.mmu][index] | address & 0xfff);
         }
         self.fill(address, access)
@@ -334,13 +382,21 @@ impl Cpu {
             return Err(self.raise(vector::GP, Some(0)));
         }
         let address = if self.efer & cr::EFER_LMA == 0 { address & 0xffff_ffff } else { address };
-        let user = self.mmu == mmu::USER;
+        let journaling = self.checker.journal.is_some();
+        let index = (address >> 12) as usize & (TLB_SIZE - 1);
+        if !journaling && let Some((entry, physical)) = self.spaces.take(self.mmu, address, access) {
+            self.tlb[self.mmu][index] = entry;
+            self.tlb_physical[self.mmu][index] = physical;
+            self.filled[self.mmu].note(index, false);
+            return Ok(physical | address & 0xfff);
+        }
+        let checked = self.mmu == mmu::USER_AC;
+        let user = self.mmu == mmu::USER || checked;
         let walk = self.walk(address, access, user, self.mmu == mmu::KERNEL_AC)?;
         let page = address & PAGE;
         let physical_page = walk.physical & PAGE;
         let apic = self.apic_page == physical_page;
-        let journaling = self.checker.journal.is_some();
-        let watched = if self.is_watched(page) { SLOW } else { 0 };
+        let watched = if checked || self.is_watched(page) { SLOW } else { 0 };
         let range = if apic { None } else { self.range_of(physical_page) };
         let (addend, slow, write) = match range {
             Some(r) => {
@@ -362,9 +418,8 @@ impl Cpu {
             None => (0, SLOW, Some(SLOW)),
         };
         if walk.large != 0 {
-            self.note_large(address, walk.large);
+            self.note_large(Large::of(address, walk.large));
         }
-        let index = (address >> 12) as usize & (TLB_SIZE - 1);
         let entry = &mut self.tlb[self.mmu][index];
         self.filled[self.mmu].note(index, walk.global);
         let same = |tag: u64| tag != NONE && tag & !SLOW == page;
@@ -471,6 +526,9 @@ impl Cpu {
             journal.outside = true;
         }
         let was = self.link.in_guest.swap(0, Ordering::SeqCst);
+        if self.counting.on {
+            self.account();
+        }
         let result = f(self);
         self.link.in_guest.store(was, Ordering::SeqCst);
         if self.link.pending() & request::FLUSH != 0 {
@@ -509,29 +567,38 @@ impl Cpu {
 
     /// Forgets all translations.
     pub(crate) fn flush_tlb(&mut self) {
+        self.spaces.clear();
+        self.flush_current();
+    }
+
+    /// Forgets the translations of the current address space, and of global pages.
+    fn flush_current(&mut self) {
+        self.spaces.clear_current();
         for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
             filled.take(true).for_each(|i| tlb[i] = TlbEntry::EMPTY);
         }
-        self.large = (0, 0);
+        self.large = None;
         self.new_generation();
     }
 
-    /// Forgets what a new CR3 makes invalid: translations of pages that are not global.
+    /// Forgets what a new CR3 makes invalid: translations of the current address space's pages that are not global.
     pub(crate) fn flush_tlb_but_global(&mut self) {
         if self.cr4 & cr::CR4_PGE == 0 {
-            return self.flush_tlb();
+            return self.flush_current();
         }
+        self.spaces.clear_current();
         for (tlb, filled) in self.tlb.iter_mut().zip(&mut self.filled) {
             filled.take(false).for_each(|i| tlb[i] = TlbEntry::EMPTY);
         }
         self.new_generation();
     }
 
-    /// Forgets the translation of one page.
+    /// Forgets the translation of one page, in the current address space or global.
     pub(crate) fn flush_page(&mut self, address: u64) {
-        if self.large.1 != 0 && address & self.large.1 == self.large.0 {
-            return self.flush_tlb();
+        if self.large.is_some_and(|l| l.has(address)) {
+            return self.flush_current();
         }
+        self.spaces.clear_page(address);
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
         for tlb in &mut self.tlb {
             tlb[index] = TlbEntry::EMPTY;
@@ -542,39 +609,28 @@ impl Cpu {
     /// Drops write permission of a host page everywhere: it has code now.
     pub(crate) fn protect_host_page(&mut self, host_page: u64) {
         self.forget_cells();
-        for tlb in self.tlb.iter_mut() {
-            for entry in tlb.iter_mut() {
-                if entry.write != NONE
-                    && entry.write & SLOW == 0
-                    && (entry.write.wrapping_add(entry.addend)) >> 12 == host_page
-                {
-                    entry.write |= SLOW;
-                }
+        for entry in self.tlb.iter_mut().flatten().chain(self.spaces.entries()) {
+            if entry.write != NONE
+                && entry.write & SLOW == 0
+                && (entry.write.wrapping_add(entry.addend)) >> 12 == host_page
+            {
+                entry.write |= SLOW;
             }
         }
     }
 
     /// Drops write translations of a host page whose writes need not be noted any more.
     pub(crate) fn unprotect_host_page(&mut self, host_page: u64) {
-        for tlb in self.tlb.iter_mut() {
-            for entry in tlb.iter_mut() {
-                if entry.write != NONE && (entry.write & PAGE).wrapping_add(entry.addend) >> 12 == host_page {
-                    entry.write = NONE;
-                }
+        for entry in self.tlb.iter_mut().flatten().chain(self.spaces.entries()) {
+            if entry.write != NONE && (entry.write & PAGE).wrapping_add(entry.addend) >> 12 == host_page {
+                entry.write = NONE;
             }
         }
     }
 
     /// Remembers that a page larger than 4 KiB is cached: one region that covers all of them.
-    fn note_large(&mut self, address: u64, size: u64) {
-        let mut mask = !(size - 1);
-        if self.large.1 != 0 {
-            mask &= self.large.1;
-            while (address ^ self.large.0) & mask != 0 {
-                mask <<= 1;
-            }
-        }
-        self.large = (address & mask, mask);
+    pub(crate) fn note_large(&mut self, region: Large) {
+        self.large = Some(self.large.map_or(region, |known| known.with(region)));
     }
 
     /// Records an exception.
@@ -596,7 +652,7 @@ impl Cpu {
         self.raise(vector::UD, None)
     }
 
-    /// Chooses privilege and width from the registers. To be called whenever CS, SS, CR0, CR4, EFER or AC changes.
+    /// Chooses privilege and width from the registers. To be called whenever CS, SS, CPL, CR0, CR4, EFER or AC changes.
     pub(crate) fn update_mode(&mut self) {
         let long = self.efer & cr::EFER_LMA != 0;
         let cs = &self.segs[seg::CS];
@@ -606,7 +662,8 @@ impl Cpu {
             u8::from(cs.flags & crate::state::attr::DB != 0)
         };
         self.mmu = if self.cpl == 3 {
-            mmu::USER
+            let checked = self.cr0 & cr::CR0_AM != 0 && self.rest & flag::AC != 0;
+            if checked { mmu::USER_AC } else { mmu::USER }
         } else if self.cr4 & cr::CR4_SMAP != 0 && self.rest & flag::AC != 0 {
             mmu::KERNEL_AC
         } else {

@@ -2,6 +2,7 @@
 
 use crate::{
     Cpu,
+    alignment::natural,
     alu::{Alu, apply, condition, kind},
     block::{Block, END, FAULT, Next, Op, Slow, form},
     fault::R,
@@ -465,11 +466,8 @@ unsafe fn run_stub(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub) -> R<()> {
     if stub.class != Class::Integer {
         cpu.check_class(stub.class)?;
     }
-    let mut at = 0;
-    let mut memory = 0;
-    let mut direct = true;
-    let mut adjust = 0;
     let len = u64::from(stub.len);
+    let (mut at, mut adjust) = (0, 0);
     if len != 0 {
         // SAFETY: the operation comes from the decoder.
         at = unsafe { address(cpu, op, stub.len.into(), stub.write) }?;
@@ -483,9 +481,27 @@ unsafe fn run_stub(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub) -> R<()> {
         if stub.align > 1 && at & u64::from(stub.align - 1) != 0 {
             return Err(cpu.gp());
         }
+        if cpu.checks_alignment() {
+            cpu.check_alignment(at, natural(stub.class, len))?;
+            // SAFETY: as for this function.
+            return cpu.at_any_alignment(|cpu| unsafe { run_stub_at(cpu, op, slow, stub, at, adjust) });
+        }
+    }
+    // SAFETY: as for this function.
+    unsafe { run_stub_at(cpu, op, slow, stub, at, adjust) }
+}
+
+/// Runs it on the operand at a linear address; the host's instruction adds `adjust` to what it is given.
+unsafe fn run_stub_at(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub, at: u64, adjust: u64) -> R<()> {
+    let mut memory = 0;
+    let mut direct = true;
+    let len = u64::from(stub.len);
+    if len != 0 {
         match cpu.direct(at, len, stub.write) {
             Some(host) => memory = host,
             None => {
+                // Once it has run it is too late to find that it should have been alone.
+                cpu.sees_time()?;
                 direct = false;
                 memory = (&raw mut cpu.hot.scratch) as u64;
                 if stub.write {
@@ -537,6 +553,7 @@ pub(crate) unsafe fn slow(cpu: *mut Cpu, op: *const Op) -> Next {
             let stack = cpu.hot.gpr[gpr::RSP];
             match cpu.execute(&slow.insn, op) {
                 Ok(true) => {
+                    cpu.give_back(op.at, true);
                     cpu.hot.gpr[gpr::RIP] = cpu.next;
                     return END;
                 }

@@ -1,8 +1,11 @@
 //! What a processor needs of the machine around it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Condvar, Mutex};
@@ -29,6 +32,12 @@ pub trait Platform: Send + Sync {
     fn apic_base(&self) -> u64;
     /// What RDTSC counts, without the guest's own offset.
     fn tsc(&self) -> u64;
+    /// With counted instructions: `done` more were run. Virtual time moves on by them and timers come due. Gives how many may be run
+    /// until the next look at the time; 0 says that another processor's turn has come. Takes [`request::CLOCK`] back. Called with no
+    /// lock held.
+    fn account(&self, _done: u64) -> u64 {
+        u64::MAX
+    }
     /// `FERR#`: an x87 exception while CR0.NE is clear (ISA interrupt 13).
     fn ferr(&self);
 }
@@ -68,8 +77,46 @@ pub mod request {
     pub const DEBUG: u32 = 1 << 7;
     /// What is logged changed.
     pub const LOG: u32 = 1 << 8;
+    /// With counted instructions: a timer may come due earlier than it was known.
+    pub const CLOCK: u32 = 1 << 9;
     /// What ends a HLT.
     pub const WAKES: u32 = EXIT | INTERRUPT | NMI | INIT | SIPI;
+}
+
+/// What sleeping processors' threads wait for. One for each processor, or one for those that take turns.
+#[derive(Default)]
+pub struct Bell {
+    lock: Mutex<()>,
+    rung: Condvar,
+}
+
+impl Bell {
+    /// Wakes who waits.
+    pub fn ring(&self) {
+        // Taken so that a processor between its look and its sleep is not missed.
+        drop(self.lock.lock());
+        self.rung.notify_all();
+    }
+
+    /// Waits until `done`, which is looked at after each ring and must take no lock that is held by who rings.
+    pub fn wait_until(&self, mut done: impl FnMut() -> bool) {
+        let mut guard = self.lock.lock();
+        while !done() {
+            self.rung.wait(&mut guard);
+        }
+    }
+
+    /// The same, no longer than `most`. Whether it is done.
+    pub fn wait_for(&self, most: Duration, mut done: impl FnMut() -> bool) -> bool {
+        let end = Instant::now() + most;
+        let mut guard = self.lock.lock();
+        while !done() {
+            if self.rung.wait_until(&mut guard, end).timed_out() {
+                return done();
+            }
+        }
+        true
+    }
 }
 
 /// The way to a processor from other threads.
@@ -80,8 +127,7 @@ pub struct CpuLink {
     /// 1 while guest code runs, 0 while the processor stands or is in a device.
     pub(crate) in_guest: AtomicU32,
     pub(crate) code_writes: Mutex<Vec<(u64, u64, u64)>>,
-    sleep: Mutex<()>,
-    wake: Condvar,
+    bell: Arc<Bell>,
 }
 
 impl CpuLink {
@@ -90,13 +136,26 @@ impl CpuLink {
         Arc::default()
     }
 
+    /// A link whose processor's thread waits at this bell.
+    pub fn at(bell: &Arc<Bell>) -> Arc<Self> {
+        Arc::new(Self { bell: bell.clone(), ..Self::default() })
+    }
+
+    /// Whether something of `bits` is asked.
+    pub fn is_asked(&self, bits: u32) -> bool {
+        self.pending() & bits != 0
+    }
+
+    /// Takes back what is asked of `bits`. Whether any was.
+    pub fn take(&self, bits: u32) -> bool {
+        self.clear(bits) != 0
+    }
+
     /// Asks for `bits` of [`request`]. From any thread.
     pub fn raise(&self, bits: u32) {
         self.requests.fetch_or(bits, Ordering::SeqCst);
         if bits & request::WAKES != 0 {
-            // Taken so that a processor between its look and its sleep is not missed.
-            drop(self.sleep.lock());
-            self.wake.notify_all();
+            self.bell.ring();
         }
     }
 
@@ -135,9 +194,6 @@ impl CpuLink {
 
     /// Sleeps until something of `mask` is asked.
     pub(crate) fn sleep(&self, mask: u32) {
-        let mut guard = self.sleep.lock();
-        while self.pending() & mask == 0 {
-            self.wake.wait(&mut guard);
-        }
+        self.bell.wait_until(|| self.pending() & mask != 0);
     }
 }

@@ -59,7 +59,7 @@ impl Stack {
 
     pub fn push(&mut self, cpu: &mut Cpu, size: u32, value: u64) -> R<()> {
         let mask = self.mask();
-        let sp = self.sp & !mask | self.sp.wrapping_sub(size.into()) & mask;
+        let sp = self.moved(0u64.wrapping_sub(size.into()));
         let at = self.at(cpu, sp & mask, size, true)?;
         match size {
             2 => cpu.store(at, value as u16)?,
@@ -83,8 +83,15 @@ impl Stack {
     }
 
     pub fn skip(&mut self, bytes: u64) {
-        let mask = self.mask();
-        self.sp = self.sp & !mask | self.sp.wrapping_add(bytes) & mask;
+        self.sp = self.moved(bytes);
+    }
+
+    /// The pointer moved upwards. One of 32 bits has no upper half, as with any register that is written so.
+    fn moved(&self, bytes: u64) -> u64 {
+        match self.mask() {
+            0xffff => self.sp & !0xffff | self.sp.wrapping_add(bytes) & 0xffff,
+            mask => self.sp.wrapping_add(bytes) & mask,
+        }
     }
 
     fn at(&self, cpu: &mut Cpu, sp: u64, size: u32, write: bool) -> R<u64> {
@@ -104,6 +111,40 @@ impl Cpu {
 
     pub(crate) fn long_mode(&self) -> bool {
         self.efer & cr::EFER_LMA != 0
+    }
+
+    /// Whether this is code of 32 bits whose segments are all memory, as all systems have them: then offsets are linear addresses, and
+    /// only FS and GS have bases and limits of their own.
+    pub(crate) fn is_flat(&self) -> bool {
+        let all = |which: usize, want: u32| {
+            let s = &self.segs[which];
+            let kind = attr::P
+                | attr::S
+                | attr::CODE
+                | if want & attr::CODE == 0 { attr::EXPAND_DOWN | attr::WRITABLE } else { 0 };
+            s.base == 0 && s.limit == 0xffff_ffff && s.flags & kind == want
+        };
+        let data = attr::P | attr::S | attr::WRITABLE;
+        self.bits == 1
+            && !self.real_mode()
+            && self.segs[seg::SS].flags & attr::DB != 0
+            && all(seg::CS, attr::P | attr::S | attr::CODE)
+            && [seg::ES, seg::SS, seg::DS].iter().all(|&s| all(s, data))
+    }
+
+    /// What machine code depends on of the mode: the width of code, or 3 for code that [is flat](Self::is_flat).
+    #[inline]
+    pub(crate) fn code_mode(&self) -> u64 {
+        match self.bits {
+            1 if self.is_flat() => 3,
+            bits => bits.into(),
+        }
+    }
+
+    /// Whether code of this mode may be translated.
+    #[inline]
+    pub(crate) fn is_translatable(&self) -> bool {
+        self.bits == 2 || self.bits == 1 && self.is_flat()
     }
 
     /// The linear address of an offset in a segment, checked.

@@ -92,28 +92,50 @@ impl Cpu {
         let repeat = insn.has_rep_prefix() || insn.has_repne_prefix();
         let step = if self.rest & flag::DF != 0 { 0u64.wrapping_sub(T::SIZE) } else { T::SIZE };
         if matches!(kind, Kind::Ins | Kind::Outs) {
+            self.sees_time()?;
             self.check_port(self.hot.gpr[gpr::RDX] as u16, T::SIZE as u32)?;
         }
         if !repeat {
             self.string_element::<T>(kind, source, mask, step)?;
             return Ok(matches!(kind, Kind::Ins | Kind::Outs));
         }
+        let most = self.repetitions();
+        let before = self.hot.gpr[gpr::RCX] & mask;
+        let result = self.repeat::<T>(insn, kind, source, mask, step, most);
+        let done = before - (self.hot.gpr[gpr::RCX] & mask);
+        // The instruction was charged for one.
+        self.charge(if result.is_ok() { done.saturating_sub(1) } else { done } as i64);
+        result
+    }
+
+    /// Repeats a string instruction at most so many times, or until something is asked.
+    fn repeat<T: Alu>(
+        &mut self,
+        insn: &Instruction,
+        kind: Kind,
+        source: usize,
+        mask: u64,
+        step: u64,
+        mut most: u64,
+    ) -> R<bool> {
         let mut burst = BURST;
         while self.hot.gpr[gpr::RCX] & mask != 0 {
-            if burst == 0 || self.link.any() && burst < BURST {
+            if burst == 0 || most == 0 || self.link.any() && burst < BURST {
                 // Comes back here after whatever is asked.
                 self.next = self.here;
                 return Ok(true);
             }
-            let left = self.hot.gpr[gpr::RCX] & mask;
+            let left = (self.hot.gpr[gpr::RCX] & mask).min(most);
             let done = if step == T::SIZE { self.string_run::<T>(kind, source, mask, left)? } else { 0 };
             if done != 0 {
                 self.advance(gpr::RCX, mask, 0u64.wrapping_sub(done));
                 burst = burst.saturating_sub(done.div_ceil(64)).max(1) - 1;
+                most -= done;
                 continue;
             }
             self.string_element::<T>(kind, source, mask, step)?;
             self.advance(gpr::RCX, mask, u64::MAX);
+            most -= 1;
             burst -= 1;
             if matches!(kind, Kind::Cmps | Kind::Scas) {
                 let zero = self.hot.cc & 0x4000 != 0;

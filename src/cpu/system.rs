@@ -5,6 +5,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use crate::{
     Cpu,
     block::Op,
+    counting::is_timed,
     fault::{R, vector},
     ops,
     segment::Descriptor,
@@ -64,6 +65,13 @@ impl Cpu {
 
     pub(crate) fn execute_system(&mut self, insn: &Instruction, op: &Op) -> R<Option<bool>> {
         use Mnemonic as M;
+        if is_timed(insn.mnemonic()) {
+            self.sees_time()?;
+            if self.counting.on {
+                // So that it shows what this instruction sees.
+                self.outside(|_| ());
+            }
+        }
         match insn.mnemonic() {
             M::In => {
                 let port = if insn.op_kind(1) == OpKind::Register {
@@ -217,12 +225,9 @@ impl Cpu {
             M::Invpcid => {
                 self.privileged()?;
                 let at = ops::operand_address(self, op, 16, false)?;
-                self.load::<u64>(at)?;
-                self.load::<u64>(at.wrapping_add(8))?;
-                if self.register(insn.op_register(0)) > 3 {
-                    return Err(self.gp());
-                }
-                self.flush_tlb();
+                let pcid = self.load::<u64>(at)?;
+                let address = self.load::<u64>(at.wrapping_add(8))?;
+                self.invpcid(self.register(insn.op_register(0)), pcid, address)?;
                 return Ok(Some(true));
             }
             M::Invd | M::Wbinvd | M::Wbnoinvd => self.privileged()?,
@@ -362,20 +367,21 @@ impl Cpu {
                 Register::CR0 => self.set_cr0(value)?,
                 Register::CR2 => self.cr2 = value,
                 Register::CR3 => {
-                    let keep_flag = self.cr4 & cr::CR4_PCIDE != 0;
-                    let value = if keep_flag { value & !(1 << 63) } else { value };
+                    let pcids = self.cr4 & cr::CR4_PCIDE != 0;
+                    let keep = pcids && value >> 63 != 0;
+                    let value = if pcids { value & !(1 << 63) } else { value };
                     if self.long_mode() && value >> self.physical_bits != 0 {
                         return Err(self.gp());
                     }
-                    self.cr3 = value;
+                    self.set_cr3(value, keep);
                     self.trace_control(3);
-                    self.flush_tlb_but_global();
                 }
                 Register::CR4 => self.set_cr4(value)?,
                 Register::CR8 => {
                     if value & !15 != 0 {
                         return Err(self.gp());
                     }
+                    self.sees_time()?;
                     self.outside(|cpu| cpu.platform.set_task_priority(value as u8));
                 }
                 _ => return Err(self.ud()),
@@ -386,7 +392,10 @@ impl Cpu {
                 Register::CR2 => self.cr2,
                 Register::CR3 => self.cr3,
                 Register::CR4 => self.cr4,
-                Register::CR8 => self.outside(|cpu| cpu.platform.task_priority()).into(),
+                Register::CR8 => {
+                    self.sees_time()?;
+                    self.outside(|cpu| cpu.platform.task_priority()).into()
+                }
                 _ => return Err(self.ud()),
             };
             self.write_register(to, value);

@@ -10,7 +10,7 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     thread,
     time::Duration,
 };
@@ -44,6 +44,8 @@ struct Shared {
     wake: Condvar,
     /// Held while callbacks of the virtual clock run, so that stopping the clock can wait for them.
     dispatch: Mutex<()>,
+    /// Who moves a manual virtual clock, and wants to know of deadlines before the one that was the next.
+    mover: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Clone, Copy)]
@@ -107,8 +109,15 @@ impl Clocks {
                 queues: Mutex::default(),
                 wake: Condvar::new(),
                 dispatch: Mutex::new(()),
+                mover: OnceLock::new(),
             }),
         }
+    }
+
+    /// Has `earlier` called whenever a timer of a manual virtual clock is armed before all others: its mover may have to move it by
+    /// less than was planned. Called with locks of the clocks held: it only notes. Once.
+    pub fn set_mover(&self, earlier: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.mover.set(Box::new(earlier));
     }
 
     /// Whether the virtual clock moves only when it is told to.
@@ -273,6 +282,11 @@ impl TimerInner {
             let is_first = queue.first_key_value().is_some_and(|(&(_, id), _)| id == self.id);
             if is_first {
                 shared.wake.notify_one();
+                if self.clock == Clock::Virtual
+                    && let Some(earlier) = shared.mover.get()
+                {
+                    earlier();
+                }
             }
         }
     }

@@ -20,7 +20,9 @@ pub mod stream;
 mod worker;
 
 pub use core::{Environment, MigrateArguments, Migration, MigrationYank};
-pub use globalstate::{ClockState, ClockWire, GlobalState, GlobalStateWire};
+pub use globalstate::{
+    ClockState, ClockWire, FoundShift, GlobalState, GlobalStateWire, InstructionCount, InstructionCounter,
+};
 pub use settings::{Capabilities, Parameters};
 pub use status::{Counters, MigrationInfo, Status};
 

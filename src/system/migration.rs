@@ -2,10 +2,11 @@
 
 use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, sync::Arc};
 
+use lockstep_accel::tcg::{Adjust, Icount, IcountState};
 use lockstep_block::replication::{ReplicationMode, all};
 use lockstep_event::Clock;
 use lockstep_migration::{
-    ClockState, Environment, GlobalState, Migration,
+    ClockState, Environment, FoundShift, GlobalState, InstructionCount, InstructionCounter, Migration,
     channel::FdSource,
     colo::{CheckpointCause, Steps},
     hooks::{AnnounceSchedule, ColoMode, DiskReplication, Event, LocalFuture, StopReason, VmControl},
@@ -18,12 +19,42 @@ use lockstep_qapi::{
 };
 use lockstep_util::{Error, Result, err, fds, report};
 
-use crate::{colo_net::ColoNet, vm::Vm};
+use crate::{
+    colo_net::ColoNet,
+    vm::{Accelerator, Vm},
+};
 
 /// Registers the sections that come before all devices. To be called before any device is made.
 pub fn register_first_sections(vm: &Vm) {
-    vm.board.states.register("timer", Arc::new(ClockState::new(vm.clocks.clone())));
+    let icount = match &vm.accelerator {
+        Accelerator::Tcg(tcg) => tcg.icount(),
+        _ => None,
+    };
+    let clock = match icount {
+        Some(icount) => ClockState::counted(vm.clocks.clone(), Box::new(Counter(icount.clone()))),
+        None => ClockState::new(vm.clocks.clone()),
+    };
+    vm.board.states.register("timer", Arc::new(clock));
     vm.board.states.reserve("ram");
+}
+
+/// The count of instructions as the clock's section has it.
+struct Counter(Arc<Icount>);
+
+impl InstructionCounter for Counter {
+    fn save(&self) -> InstructionCount {
+        let saved = self.0.save();
+        let found = saved.adjust.map(|(shift, a)| FoundShift { shift, lead: a.lead, next: (a.real, a.virt) });
+        InstructionCount { bias: saved.bias, count: saved.count, sleep: self.0.options().sleep, found }
+    }
+
+    fn load(&self, count: Option<InstructionCount>, now: i64) {
+        let saved = count.map(|c| {
+            let adjust = c.found.map(|f| (f.shift, Adjust { real: f.next.0, virt: f.next.1, lead: f.lead }));
+            IcountState { bias: c.bias, count: c.count, adjust }
+        });
+        self.0.load(saved, now);
+    }
 }
 
 /// Makes the machine's migration. To be called when all devices of the command line exist: its section is the last.

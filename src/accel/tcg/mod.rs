@@ -4,10 +4,12 @@
 //! time-stamp counter counts nanoseconds of the machine's virtual clock, so that it stands while the guest does.
 
 mod convert;
+mod icount;
 mod platform;
 mod vcpu;
 
 pub(crate) use convert::{from_state, to_state};
+pub use icount::{Adjust, Icount, IcountOptions, IcountState, MAX_SHIFT};
 
 #[cfg(test)]
 mod tests;
@@ -39,6 +41,7 @@ pub const TSC_KHZ: u32 = 1_000_000;
 /// A virtual machine whose CPUs are software.
 pub struct TcgMachine {
     clocks: Clocks,
+    icount: Option<Arc<Icount>>,
     platforms: Mutex<Vec<Arc<TcgPlatform>>>,
     machine: OnceLock<Arc<Machine>>,
 }
@@ -46,7 +49,18 @@ pub struct TcgMachine {
 impl TcgMachine {
     /// A machine without memory and CPUs yet.
     pub fn new(clocks: Clocks) -> Arc<Self> {
-        Arc::new(Self { clocks, platforms: Mutex::default(), machine: OnceLock::new() })
+        Arc::new(Self { clocks, icount: None, platforms: Mutex::default(), machine: OnceLock::new() })
+    }
+
+    /// The same, with time that follows the instructions. The clocks are those that are moved by hand.
+    pub fn counted(clocks: Clocks, options: IcountOptions) -> Arc<Self> {
+        let icount = Some(Icount::new(options, clocks.clone()));
+        Arc::new(Self { clocks, icount, platforms: Mutex::default(), machine: OnceLock::new() })
+    }
+
+    /// What counts the instructions, if anything.
+    pub fn icount(&self) -> Option<&Arc<Icount>> {
+        self.icount.as_ref()
     }
 
     /// Gives the guest its memory and ports, and follows the map and dirty logging from now on. Once, before any vCPU.
@@ -118,15 +132,15 @@ impl TcgMachine {
     /// When the host has no memory for generated code, or before memory was attached.
     pub fn create_vcpu(&self, index: u32, cpuid: &[kvm_cpuid_entry2], count: usize) -> Result<Box<dyn Vcpu>> {
         let machine = self.machine.get().ok_or_else(|| err!("a vCPU needs memory"))?;
-        let link = CpuLink::new();
-        let platform = TcgPlatform::new(index == 0, link.clone(), self.clocks.clone());
+        let link = self.icount.as_ref().map_or_else(CpuLink::new, |icount| icount.add_cpu());
+        let platform = TcgPlatform::new(index, link.clone(), self.clocks.clone(), self.icount.clone());
         self.platforms.lock().push(platform.clone());
         let leaves: Vec<_> = cpuid.iter().map(leaf_of).collect();
         let mut cpu = lockstep_cpu::Cpu::new(machine, platform.clone(), link, leaves, count)
             .map_err(|e| Error::with_errno("cannot set up the software CPU", &e))?;
         cpu.set_log(Log::global(), index, crate::dump::for_log);
         let signature = cpuid.iter().find(|e| e.function == 1).map_or(0, |e| e.eax);
-        Ok(Box::new(TcgVcpu::new(cpu, platform, index, signature)?))
+        Ok(Box::new(TcgVcpu::new(cpu, platform, index, signature, self.icount.clone())?))
     }
 }
 

@@ -15,13 +15,15 @@ use lockstep_hw::{
     },
 };
 
+use super::icount::Icount;
 use crate::cpu_state::msr;
 
 /// The machine around one CPU. The controllers come after the CPU: until then there are no interrupts.
 pub(super) struct TcgPlatform {
-    is_bsp: bool,
+    index: u32,
     link: Arc<CpuLink>,
     clocks: Clocks,
+    icount: Option<Arc<Icount>>,
     controllers: OnceLock<(Arc<LocalApic>, Arc<PicPair>)>,
     /// The last TSC deadline, in nanoseconds of the virtual clock.
     deadline: AtomicU64,
@@ -56,11 +58,12 @@ impl ApicCpu for Requests {
 }
 
 impl TcgPlatform {
-    pub fn new(is_bsp: bool, link: Arc<CpuLink>, clocks: Clocks) -> Arc<Self> {
+    pub fn new(index: u32, link: Arc<CpuLink>, clocks: Clocks, icount: Option<Arc<Icount>>) -> Arc<Self> {
         Arc::new(Self {
-            is_bsp,
+            index,
             link,
             clocks,
+            icount,
             controllers: OnceLock::new(),
             deadline: AtomicU64::new(0),
             waits: Arc::default(),
@@ -146,11 +149,15 @@ impl Platform for TcgPlatform {
     }
 
     fn apic_base(&self) -> u64 {
-        self.apic().map_or(0xfee0_0800 | if self.is_bsp { 0x100 } else { 0 }, |a| a.base())
+        self.apic().map_or(0xfee0_0800 | if self.index == 0 { 0x100 } else { 0 }, |a| a.base())
     }
 
     fn tsc(&self) -> u64 {
         self.clocks.now_ns(Clock::Virtual) as u64
+    }
+
+    fn account(&self, done: u64) -> u64 {
+        self.icount.as_ref().map_or(u64::MAX, |icount| icount.account(self.index as usize, done))
     }
 
     fn ferr(&self) {

@@ -7,6 +7,7 @@ use lockstep_util::{Result, err};
 
 use super::{
     convert::{from_state, to_state},
+    icount::Icount,
     platform::TcgPlatform,
 };
 use crate::{
@@ -19,22 +20,54 @@ pub struct TcgVcpu {
     cpu: Box<Cpu>,
     platform: Arc<TcgPlatform>,
     id: u32,
+    icount: Option<Arc<Icount>>,
     /// EAX of CPUID leaf 1, which EDX holds after a reset.
     signature: u32,
 }
 
 impl TcgVcpu {
-    pub(super) fn new(cpu: Box<Cpu>, platform: Arc<TcgPlatform>, id: u32, signature: u32) -> Result<Self> {
-        let mut this = Self { cpu, platform, id, signature };
+    pub(super) fn new(
+        mut cpu: Box<Cpu>,
+        platform: Arc<TcgPlatform>,
+        id: u32,
+        signature: u32,
+        icount: Option<Arc<Icount>>,
+    ) -> Result<Self> {
+        if icount.is_some() {
+            cpu.count_instructions();
+        }
+        let mut this = Self { cpu, platform, id, icount, signature };
         this.reset()?;
         Ok(this)
+    }
+
+    /// Runs in turn with the other vCPUs.
+    fn run_counted(&mut self, icount: &Icount) -> VcpuEvent {
+        let index = self.id as usize;
+        while icount.wait_for_turn(index) {
+            match self.cpu.run() {
+                Exit::Kicked => break,
+                Exit::Turn => icount.pass(index),
+                Exit::Halted => icount.idle(index, self.cpu.waits_for()),
+                Exit::TripleFault => return VcpuEvent::TripleFault,
+                Exit::Debug(stop) => return VcpuEvent::Debug(stop),
+            }
+        }
+        VcpuEvent::Kicked
     }
 }
 
 impl Vcpu for TcgVcpu {
     fn run(&mut self) -> VcpuEvent {
+        if let Some(icount) = self.icount.clone() {
+            icount.take_part(true);
+            let event = self.run_counted(&icount);
+            icount.take_part(false);
+            return event;
+        }
         loop {
             match self.cpu.run() {
+                Exit::Turn => {}
                 Exit::Kicked => return VcpuEvent::Kicked,
                 Exit::Halted => self.cpu.wait(),
                 Exit::TripleFault => return VcpuEvent::TripleFault,
@@ -80,6 +113,12 @@ impl Vcpu for TcgVcpu {
     fn set_debug(&mut self, control: &DebugControl) -> Result<()> {
         self.cpu.set_debug(control);
         Ok(())
+    }
+
+    fn hold(&mut self, stands: bool) {
+        if let Some(icount) = &self.icount {
+            icount.hold(self.id as usize, stands);
+        }
     }
 
     fn reset(&mut self) -> Result<()> {

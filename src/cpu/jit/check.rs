@@ -99,6 +99,8 @@ impl Cpu {
         self.tlb[context].iter_mut().for_each(|e| e.write = TlbEntry::EMPTY.write);
         self.checker.journal = Some(Journal::default());
         self.running = block;
+        let budget = self.shared.budget;
+        self.charge_block(block);
         // SAFETY: as in `run_single`.
         let next = unsafe { (b.ops[0].run)(&raw mut *self, b.ops.as_ptr()) };
         self.link_way = 0;
@@ -115,6 +117,7 @@ impl Cpu {
         (self.tlb[context], self.tlb_physical[context]) = (*tlb, *physical);
         self.filled[context] = filled;
         self.hot = hot.clone();
+        let left_over = std::mem::replace(&mut self.shared.budget, budget);
         self.set_extra(&extra);
         self.reason = Reason::None;
         self.refresh_shared();
@@ -135,6 +138,9 @@ impl Cpu {
                     wrong.push(format!("register {i} is {:#x}, not {:#x}", self.hot.gpr[i], wanted.0.gpr[i]));
                 }
             }
+            if self.shared.budget != left_over {
+                wrong.push(format!("{} instructions are left, not {left_over}", self.shared.budget));
+            }
             let same = |h: &Hot| (h.arith(), h.vec);
             if same(&self.hot) != same(&wanted.0) || self.extra() != wanted.1 {
                 wrong.push(format!("flags {:#x}, not {:#x}; or vectors", self.hot.arith(), wanted.0.arith()));
@@ -145,7 +151,8 @@ impl Cpu {
                 }
             }
             if !wrong.is_empty() {
-                let decoder = iced_x86::Decoder::with_ip(64, &b.code, hot.gpr[gpr::RIP], 0);
+                let decoder =
+                    iced_x86::Decoder::with_ip(if self.bits == 2 { 64 } else { 32 }, &b.code, hot.gpr[gpr::RIP], 0);
                 let text: Vec<_> = decoder.into_iter().map(|i| format!("{:x} {i}", i.ip())).collect();
                 panic!("{}\nfrom {:x?}\n{}", wrong.join("\n"), hot.gpr, text.join("\n"));
             }
@@ -197,6 +204,12 @@ fn undoable(block: &Block) -> bool {
                     | M::Cmpsb
                     | M::Scasb
                     | M::Pushfq
+                    | M::Pushfd
+                    | M::Call
+                    | M::Ret
+                    | M::Jmp
+                    | M::Leave
+                    | M::Jecxz
                     | M::Push
                     | M::Pop
                     | M::Jrcxz

@@ -65,11 +65,6 @@ pub(super) struct Access {
     pub align: i32,
 }
 
-impl Access {
-    pub const READ8: Self = Self { size: 8, write: false, align: 1 };
-    pub const WRITE8: Self = Self { size: 8, write: true, align: 1 };
-}
-
 /// A general register of a size in bytes; not AH to BH.
 fn sized(n: u8, size: usize) -> Register {
     use Register as R;
@@ -171,6 +166,10 @@ fn general(insn: &mut Instruction) {
         Code::Xor_RAX_imm32 => Code::Xor_rm64_imm32,
         Code::Cmp_RAX_imm32 => Code::Cmp_rm64_imm32,
         Code::Test_RAX_imm32 => Code::Test_rm64_imm32,
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
         Code::Xchg_r16_AX => Code::Xchg_rm16_r16,
         Code::Xchg_r32_EAX => Code::Xchg_rm32_r32,
         Code::Xchg_r64_RAX => Code::Xchg_rm64_r64,
@@ -217,7 +216,7 @@ impl Tx<'_> {
     /// An instruction after which the next one runs.
     pub fn straight(&mut self, insn: &Instruction) -> Result<()> {
         match insn.mnemonic() {
-            M::Push | M::Pop | M::Leave | M::Pushfq => return self.stack(insn),
+            M::Push | M::Pop | M::Leave | M::Pushfq | M::Pushfd => return self.stack(insn),
             M::Div | M::Idiv => return self.divide(insn),
             M::Lea => return self.lea(insn),
             M::Vzeroupper | M::Vzeroall => {
@@ -236,6 +235,10 @@ impl Tx<'_> {
                 return Ok(());
             }
             M::Sti => {
+                if self.is_counted() {
+                    // The instruction behind it must be known where the grant ends.
+                    return Err(TooHard);
+                }
                 self.spoil_flags();
                 self.supervisor_only();
                 // What is asked already is taken behind the next instruction, which may be the last before a CLI.
@@ -448,11 +451,25 @@ impl Tx<'_> {
     pub fn ea(&mut self, insn: &Instruction) -> Result<Ea> {
         let (base, index) = (insn.memory_base(), insn.memory_index());
         let segment = segment_index(insn.memory_segment());
+        if !self.long && (segment >= seg::FS || segment == seg::CS) {
+            // They have limits or must not be written.
+            return Err(TooHard);
+        }
         let segment = (segment >= seg::FS).then(|| layout::segment_base(segment));
-        if base == Register::EIP || [base, index].iter().any(|r| r.is_gpr() && r.size() != 8) {
+        let width = if self.long { 8 } else { 4 };
+        if base == Register::EIP || [base, index].iter().any(|r| r.is_gpr() && r.size() != width) {
             return Err(TooHard);
         }
         let disp = insn.memory_displacement64();
+        if !self.long && base == Register::None && index == Register::None {
+            if insn.memory_displ_size() == 2 {
+                return Err(TooHard);
+            }
+            let constant = Some(disp & 0xffff_ffff);
+            return Ok(Ea { base: None, index: None, scale: 0, disp: 0, segment, constant });
+        }
+        // An address of 32 bits wraps all the same.
+        let disp = if self.long { disp } else { disp as i32 as u64 };
         let none = Ea { base: None, index: None, scale: 0, disp: 0, segment, constant: None };
         if base == Register::RIP || base == Register::None && index == Register::None {
             if base == Register::None && insn.memory_displ_size() == 4 && disp >> 31 == 1 {
@@ -504,7 +521,8 @@ impl Tx<'_> {
                 }
             }
             (segment, ..) => {
-                a.lea(r::R11, Mem { base, index, scale: ea.scale, disp: ea.disp });
+                let sum = Mem { base, index, scale: ea.scale, disp: ea.disp };
+                a.op_mem(false, &[], self.long, &[0x8d], r::R11, sum);
                 if let Some(s) = segment {
                     a.op_mem(true, &[], true, &[0x03], r::R11, Mem::at(s));
                 }
@@ -547,7 +565,8 @@ impl Tx<'_> {
         }
         let mask = -4096 | (access.align - 1);
         let last = if access.align > 1 { 0 } else { last };
-        let simple = ea.simple().filter(|_| ea.disp.checked_add(last).is_some());
+        // In 32-bit code a register may have an upper half, and the sum wraps.
+        let simple = ea.simple().filter(|_| self.long && ea.disp.checked_add(last).is_some());
         if let Some(base) = simple {
             if ea.disp == 0 {
                 self.a.mov(r::RAX, base);
@@ -587,7 +606,8 @@ impl Tx<'_> {
     fn probe_cell(&mut self, ea: &Ea, access: Access, cell: usize) -> Mem {
         let tag = self.tlb + if access.write { layout::TAG_WRITE } else { layout::TAG_READ };
         let last = if access.align > 1 { 0 } else { access.size - 1 };
-        let simple = ea.simple().filter(|_| ea.disp.checked_add(last).is_some()).map(|base| (base, ea.disp));
+        let simple = ea.simple().filter(|_| self.long && ea.disp.checked_add(last).is_some());
+        let simple = simple.map(|base| (base, ea.disp));
         if let Some((base, disp)) = simple {
             self.a.lea(r::R11, Mem::base(base, disp + last));
         } else {
@@ -631,7 +651,7 @@ impl Tx<'_> {
         if let Some((base, disp)) = cold.simple {
             self.a.lea(r::RAX, Mem::base(base, disp));
         } else {
-            self.a.store_gs(layout::TEMPORARY, r::RAX);
+            self.a.store_gs(layout::FOLLOWED, r::RAX);
         }
         self.index_of_page();
         self.a.op_mem(true, &[], true, &[0x2b], r::R11, Mem::at(layout::EPOCH));
@@ -646,7 +666,7 @@ impl Tx<'_> {
         self.a.store_gs(at + layout::CELL_TAG, r::R11);
         self.a.land(spent);
         if cold.simple.is_none() {
-            self.a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::TEMPORARY));
+            self.a.op_mem(true, &[], true, &[0x03], r::RAX, Mem::at(layout::FOLLOWED));
         }
         let back = self.a.jmp();
         self.a.land_at(back, cold.back);
@@ -739,10 +759,10 @@ impl Tx<'_> {
         Ok(())
     }
 
-    /// Copies a guest register into a host register.
+    /// Copies a guest register into a host register, as much of it as code of this width has.
     pub fn guest_to(&mut self, to: u8, n: usize) {
         match part(n) {
-            Part::Host(h) => self.a.mov(to, h),
+            Part::Host(h) => self.a.op_reg(self.long, &[0x89], h, to),
             Part::Memory(n) => self.a.load_gs(to, layout::gpr(n)),
         }
     }

@@ -125,11 +125,15 @@ pub(crate) struct Shared {
     /// Distance of the privilege context's translation cache.
     tlb: i64,
     temporary: u64,
+    /// The address that a cell's cold part looks up.
+    followed: u64,
     /// In the tags of cells that are right.
     epoch: u64,
     requests: *const u32,
     jumps: *const Jump,
     cpu: *mut Cpu,
+    /// What may still be run of the instructions that were granted.
+    pub budget: i64,
     /// The translation that was left by one of its exits.
     from: *const Translation,
     /// Vector registers and MXCSR are in the host's registers: bit 0 for SSE, bit 1 for AVX.
@@ -147,10 +151,12 @@ impl Shared {
             block_key: 0,
             tlb: 0,
             temporary: 0,
+            followed: 0,
             epoch: EPOCH,
             requests: link.requests_word(),
             jumps: std::ptr::null(),
             cpu: std::ptr::null_mut(),
+            budget: 0,
             from: std::ptr::null(),
             vectors_live: 0,
             vectors_allowed: 0,
@@ -428,6 +434,7 @@ impl Cpu {
     /// Interprets one block.
     pub(crate) fn run_single(&mut self, block: *const Block) -> Result<(), TripleFault> {
         self.running = block;
+        self.charge_block(block);
         // SAFETY: the block was found in this generation.
         let next = unsafe {
             let ops = &(*block).ops;
@@ -457,7 +464,7 @@ impl Cpu {
         let code = self.code.get_mut(&page)?;
         code.quicken(first, last);
         let blocks: Vec<*const Block> = code
-            .blocks_between(first, last)
+            .blocks_between(first, last, self.bits)
             .filter(|b| b.needs_quickening(base, self.mmu))
             .map(std::ptr::from_ref)
             .collect();
@@ -520,7 +527,7 @@ impl Cpu {
 impl Cpu {
     /// After an instruction that ended its block by the slow way, with `RIP` set: whether generated code may go on there.
     fn onwards(&mut self) -> u32 {
-        let leave = self.bits != 2
+        let leave = !self.is_translatable()
             || self.single
             || self.halted
             || self.shadow
@@ -564,6 +571,7 @@ unsafe extern "sysv64" fn slow_way(cpu: *mut Cpu, from: *const Translation, inde
             STOPPED => {
                 let leave = std::mem::take(&mut cpu.shared.leave_after) != 0;
                 if leave || !cpu.graveyard.is_empty() || cpu.mmu != from.mmu {
+                    cpu.give_back(op.at, true);
                     cpu.hot.gpr[gpr::RIP] = from.rip.wrapping_add(op.next.into());
                     return 1 + if leave { Leave::END } else { cpu.onwards() };
                 }

@@ -143,6 +143,12 @@ impl Tx<'_> {
         self.miss();
         test_byte(&mut self.a, layout::gpr(gpr::R11) + 1, (flag::TF >> 8) as u8);
         self.miss();
+        // Whether alignment is checked changes the context.
+        test_byte(&mut self.a, layout::gpr(gpr::R11) + 2, (flag::AC >> 16) as u8);
+        let not_asked = self.a.jcc(ext::E);
+        test_byte(&mut self.a, layout::CR0 + 2, (cr::CR0_AM >> 16) as u8);
+        self.miss();
+        self.a.land(not_asked);
         // Programs are in the lower half; anything else is looked at the slow way.
         self.a.mov(r::RAX, r::RCX);
         self.a.shift(true, ext::SAR, r::RAX, 47);
@@ -156,7 +162,7 @@ impl Tx<'_> {
     pub fn suspend_smap(&mut self, suspend: bool) -> Result<bool, TooHard> {
         let to = if suspend { mmu::KERNEL_AC } else { mmu::KERNEL };
         // Without SMAP the contexts are as one.
-        if self.mmu == mmu::USER || !self.smap {
+        if matches!(self.mmu, mmu::USER | mmu::USER_AC) || !self.smap {
             return Err(TooHard);
         }
         self.spoil_flags();
@@ -166,6 +172,7 @@ impl Tx<'_> {
             return Ok(false);
         }
         change_context(&mut self.a, self.mmu, to);
+        self.give_back();
         let next = self.next;
         self.a.constant(r::R11, next);
         self.look_up();

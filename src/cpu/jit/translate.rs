@@ -64,6 +64,8 @@ pub(super) struct Tx<'a> {
     pub encoder: &'a mut Encoder,
     pub info: &'a mut InstructionInfoFactory,
     pub rip: u64,
+    /// 64-bit code; else flat 32-bit code.
+    pub long: bool,
     /// The block's privilege context, and where its translation cache is.
     pub mmu: usize,
     pub tlb: i32,
@@ -75,6 +77,8 @@ pub(super) struct Tx<'a> {
     /// Jumps to the slow way of this instruction.
     pub misses: Vec<Fixup>,
     unchained: bool,
+    /// Instructions are counted: so many are in the block.
+    counted: Option<u16>,
     /// Accesses get cells, of which so many are given out.
     pub cells: Option<usize>,
     pub cold_cells: Vec<ColdCell>,
@@ -96,6 +100,7 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         encoder: &mut t.encoder,
         info: &mut t.info,
         rip: translation.rip,
+        long: cpu.bits == 2,
         mmu: translation.mmu,
         tlb: layout::tlb(translation.mmu),
         smap: cpu.cr4 & cr::CR4_SMAP != 0,
@@ -103,6 +108,7 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         next: translation.rip,
         misses: vec![],
         unchained: t.unchained,
+        counted: cpu.counting.on.then_some(block.count),
         cells: translation.is_quick().then_some(t.cells),
         cold_cells: vec![],
         cold_slow: vec![],
@@ -111,7 +117,9 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         calls_slow: vec![],
         exits: [(0, 0); 2],
     };
-    let mut decoder = Decoder::with_ip(64, &block.code, translation.rip, DecoderOptions::NONE);
+    let beyond = tx.charge();
+    let mut decoder =
+        Decoder::with_ip(if tx.long { 64 } else { 32 }, &block.code, translation.rip, DecoderOptions::NONE);
     let mut insn = Instruction::default();
     let mut ended = false;
     while decoder.can_decode() && !ended && tx.index < block.ops.len() {
@@ -119,7 +127,7 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         if !tx.features.has(&insn) {
             decode::without_feature(&mut insn);
         }
-        tx.next = insn.next_ip();
+        tx.next = if tx.long { insn.next_ip() } else { insn.next_ip() & 0xffff_ffff };
         let op = &block.ops[tx.index];
         let nothing = std::ptr::fn_addr_eq(op.run, ops::nop as crate::block::Handler);
         if !nothing {
@@ -131,6 +139,9 @@ pub(super) fn translate(cpu: &mut Cpu, block: &Block, translation: &Translation)
         tx.save_flags();
         let next = tx.next;
         tx.exit(1, next);
+    }
+    if let Some(from) = beyond {
+        tx.leave_unpaid(from);
     }
     tx.finish(translation);
     let (code, exits, cells) = (tx.a, tx.exits, tx.cells);
@@ -189,6 +200,40 @@ impl Tx<'_> {
             self.a.op_mem(true, &[0x66], false, &[0x89], r::RAX, Mem::at(layout::CC));
             self.known.memory_flags = true;
         }
+    }
+
+    /// Charges for the block, if instructions are counted. Gives the jump for when the grant does not cover it. Nothing is in the host's
+    /// flags yet.
+    fn charge(&mut self) -> Option<Fixup> {
+        let count = self.counted?;
+        self.a.op_mem(true, &[], true, &[0x83], ext::SUB, Mem::at(layout::BUDGET));
+        self.a.bytes(&[count as u8]);
+        Some(self.a.jcc(ext::S))
+    }
+
+    /// The block is run one by one, by the interpreter.
+    fn leave_unpaid(&mut self, from: Fixup) {
+        self.a.land(from);
+        self.a.op_mem(true, &[], true, &[0x83], ext::ADD, Mem::at(layout::BUDGET));
+        self.a.bytes(&[self.counted.unwrap_or(0) as u8]);
+        self.a.constant(r::R11, self.rip);
+        self.a.store_gs(layout::RIP, r::R11);
+        let out = self.a.jmp();
+        self.a.land_outside(out, self.stubs.leave_end as u64);
+    }
+
+    /// The block ends with this instruction though more were to follow: gives back what they were charged. Spoils the host's flags.
+    pub fn give_back(&mut self) {
+        let left = usize::from(self.counted.unwrap_or(0)).saturating_sub(self.index + 1);
+        if left != 0 {
+            self.a.op_mem(true, &[], true, &[0x83], ext::ADD, Mem::at(layout::BUDGET));
+            self.a.bytes(&[left as u8]);
+        }
+    }
+
+    /// Whether instructions are counted.
+    pub fn is_counted(&self) -> bool {
+        self.counted.is_some()
     }
 
     /// Blocks are left one by one.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::support::{CODE, DATA, Random, long_mode};
+use super::support::{CODE, DATA, Random, long_mode, put64};
 use crate::{Exit, state::gpr};
 
 #[test]
@@ -87,5 +87,34 @@ fn speed_of_flat_code() {
         let start = thread_seconds();
         assert_eq!(cpu.run(), Exit::Halted);
         println!("{file}: {:.3} s, RIP {:#x}", thread_seconds() - start, cpu.hot.gpr[gpr::RIP]);
+    }
+}
+
+/// Two address spaces with 32 pages of their own in use, by turns; with and without forgetting them each time.
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_changes_of_the_address_space() {
+    for keep in [0, 1u64 << 63] {
+        let (mut cpu, ram) = long_mode();
+        for (i, root) in (0..).zip([0x1_0000u64, 0x2_0000]) {
+            put64(&ram, root, (root + 0x1000) | 7);
+            put64(&ram, root + 0x1000, 0x3000 | 7);
+            put64(&ram, root + 0x1008, (root + 0x2000) | 7);
+            put64(&ram, root + 0x2000, (root + 0x3000) | 7);
+            (0..32).for_each(|n| put64(&ram, root + 0x3000 + 8 * n, (DATA + (32 * i + n) * 0x1000) | 0x67));
+        }
+        cpu.cr4 |= 1 << 17 | 1 << 7;
+        // l: mov cr3, rbx; xchg rbx, rdi; mov rsi, rbp; mov edx, 32; p: add rax, [rsi]; add rsi, 4096; dec edx; jnz p; dec ecx; jnz l; hlt
+        let code = [
+            0x0f, 0x22, 0xdb, 0x48, 0x87, 0xfb, 0x48, 0x89, 0xee, 0xba, 32, 0, 0, 0, 0x48, 0x03, 0x06, 0x48, 0x81,
+            0xc6, 0, 0x10, 0, 0, 0xff, 0xca, 0x75, 0xf2, 0xff, 0xc9, 0x75, 0xe0, 0xf4,
+        ];
+        ram.write(CODE, &code).unwrap();
+        let n = 200_000;
+        let general = [(gpr::RBX, 0x1_0001 | keep), (gpr::RDI, 0x2_0002 | keep), (gpr::RBP, 1 << 30), (gpr::RCX, n)];
+        general.into_iter().for_each(|(r, v)| cpu.hot.gpr[r] = v);
+        let start = thread_seconds();
+        assert_eq!(cpu.run(), Exit::Halted);
+        println!("{:.0} changes/s, keeping: {}", n as f64 / (thread_seconds() - start), keep != 0);
     }
 }

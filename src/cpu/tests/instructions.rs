@@ -41,14 +41,14 @@ pub fn random_bytes(random: &mut Random) -> [u8; 15] {
 }
 
 /// A random instruction and its bytes.
-pub fn decode_random_bytes(random: &mut Random) -> Option<(Instruction, [u8; 15])> {
+pub fn decode_random_bytes(random: &mut Random, bitness: u32) -> Option<(Instruction, [u8; 15])> {
     let bytes = random_bytes(random);
-    let insn = Decoder::with_ip(64, &bytes, 0, DecoderOptions::NONE).decode();
+    let insn = Decoder::with_ip(bitness, &bytes, 0, DecoderOptions::NONE).decode();
     (!insn.is_invalid()).then_some((insn, bytes))
 }
 
 fn decode_random(random: &mut Random) -> Option<Instruction> {
-    decode_random_bytes(random).map(|(insn, _)| insn)
+    decode_random_bytes(random, 64).map(|(insn, _)| insn)
 }
 
 fn is(a: Handler, b: Handler) -> bool {

@@ -1,14 +1,18 @@
 //! Claims about the processor.
 
+mod alignment;
 mod bench;
 mod calls;
+mod counting;
 mod debug;
 mod dirty;
 mod faults;
+mod flat;
 mod fuzz;
 mod instructions;
 mod interrupts;
 mod lockstep;
 mod loops;
+mod pcid;
 mod support;
 mod translated;

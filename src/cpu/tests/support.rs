@@ -72,7 +72,7 @@ pub fn data_segment() -> Segment {
     Segment { selector: 16, base: 0, limit: 0xffff_ffff, flags: 0xc0_9300 }
 }
 
-fn bare_on(platform: Arc<Quiet>, engine: Engine) -> (Box<Cpu>, RamBlock) {
+fn bare_on(platform: Arc<dyn Platform>, engine: Engine) -> (Box<Cpu>, RamBlock) {
     let root = Region::whole_space("memory");
     let ram = RamBlock::new("ram", RAM).unwrap();
     root.add(0, &Region::ram("ram", ram.clone()));
@@ -102,21 +102,21 @@ pub fn put64(ram: &RamBlock, at: u64, value: u64) {
 /// A processor in 64-bit mode at privilege level 0, first GiB mapped as it is, by pages of 2 MiB; all vectors lead to a HLT at
 /// 0xa000 + 16 * vector.
 pub fn long_mode() -> (Box<Cpu>, RamBlock) {
-    long_mode_on(Arc::default())
+    long_mode_on(Arc::<Quiet>::default())
 }
 
 /// As [`long_mode`], with a choice of what executes.
 pub fn long_mode_with(engine: Engine) -> (Box<Cpu>, RamBlock) {
-    long_mode_of(Arc::default(), engine)
+    long_mode_of(Arc::<Quiet>::default(), engine)
 }
 
 /// As [`long_mode`], on a platform that the test keeps.
-pub fn long_mode_on(platform: Arc<Quiet>) -> (Box<Cpu>, RamBlock) {
+pub fn long_mode_on(platform: Arc<dyn Platform>) -> (Box<Cpu>, RamBlock) {
     long_mode_of(platform, Engine::chosen())
 }
 
 /// Both choices.
-pub fn long_mode_of(platform: Arc<Quiet>, engine: Engine) -> (Box<Cpu>, RamBlock) {
+pub fn long_mode_of(platform: Arc<dyn Platform>, engine: Engine) -> (Box<Cpu>, RamBlock) {
     let (mut cpu, ram) = bare_on(platform, engine);
     put64(&ram, 0x1000, 0x2000 | 7);
     put64(&ram, 0x2000, 0x3000 | 7);
@@ -159,6 +159,14 @@ pub fn set_long(r: &mut Registers) {
     r.rip = CODE;
     r.gpr[4] = STACK;
     r.rflags = 2;
+}
+
+/// Has a processor of [`long_mode`] run 32-bit code with flat segments, as programs of 32 bits do there.
+pub fn make_flat(cpu: &mut Cpu) {
+    let mut r = cpu.registers();
+    r.segs[1] = Segment { selector: 24, base: 0, limit: 0xffff_ffff, flags: 0xc0_9b00 };
+    cpu.set_registers(&r);
+    assert!(cpu.is_flat());
 }
 
 /// A small generator with a fixed seed (SplitMix64).

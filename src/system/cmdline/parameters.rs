@@ -29,6 +29,7 @@ static GROUPS: &[(&str, &[(&str, Type)])] = &[
     ("mon", &[("pretty", B), ("chardev", S), ("mode", S)]),
     ("global", &[("value", S), ("property", S), ("driver", S)]),
     ("rtc", &[("driftfix", S), ("clock", S), ("base", S)]),
+    ("icount", &[("sleep", B), ("align", B), ("shift", S)]),
     ("net", &[]),
     ("nic", &[]),
     ("netdev", &[]),

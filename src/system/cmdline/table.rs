@@ -104,6 +104,11 @@ pub static OPTIONS: &[OptionDef] = &[
         "what an event leads to",
     ),
     flag("daemonize", "go to the background once everything is set up"),
+    takes(
+        "icount",
+        "icount [shift=N|auto][,align=on|off][,sleep=on|off]",
+        "the virtual clock counts instructions, of 2^N nanoseconds each",
+    ),
     takes("rtc", "rtc [base=utc|localtime|<datetime>][,clock=host|vm]", "the real-time clock"),
     takes(
         "incoming",

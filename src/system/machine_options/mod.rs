@@ -1,8 +1,10 @@
 //! The options that say what kind of machine it is: `-machine`, `-accel`, `-smp`, `-m`, `-cpu`, `-boot`, `-rtc`, `-name`, `-uuid`.
 
+mod icount;
 mod properties;
 mod topology;
 
+use lockstep_accel::tcg::IcountOptions;
 use lockstep_qapi::{
     opts::{self, OptDesc, OptType},
     schema::MemorySizeConfiguration,
@@ -163,6 +165,8 @@ pub struct MachineOptions {
     pub append: Option<String>,
     /// Where the real-time clock begins.
     pub rtc_base: RtcBase,
+    /// `-icount`.
+    pub icount: Option<IcountOptions>,
     /// Whether the real-time clock follows the virtual clock.
     pub rtc_virtual: bool,
     /// `-name`.
@@ -214,6 +218,7 @@ impl MachineOptions {
             initrd: None,
             append: None,
             rtc_base: RtcBase::Utc,
+            icount: None,
             rtc_virtual: false,
             name: None,
             uuid: None,
@@ -226,6 +231,7 @@ impl MachineOptions {
         if let Some(o) = line.last("rtc") {
             this.rtc(o)?;
         }
+        this.icount = icount::parse(line)?;
         if let Some(o) = line.last("name") {
             this.name(o).map_err(|e| o.locate(e))?;
         }

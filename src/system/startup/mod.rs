@@ -109,6 +109,7 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
         match kind {
             Err(unknown) => failures.push(Error::new(unknown.clone())),
             Ok(AccelKind::Qtest) => {
+                no_icount(options)?;
                 failures.iter().for_each(|e| report::error(e.message()));
                 return Ok((Accelerator::Qtest, Clocks::manual()));
             }
@@ -117,13 +118,23 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
                 if !failures.is_empty() {
                     report::error("falling back to tcg");
                 }
-                let clocks = Clocks::new();
-                return Ok((Accelerator::Tcg(TcgMachine::new(clocks.clone())), clocks));
+                let (tcg, clocks) = match options.icount {
+                    Some(icount) => {
+                        let clocks = Clocks::manual();
+                        (TcgMachine::counted(clocks.clone(), icount), clocks)
+                    }
+                    None => {
+                        let clocks = Clocks::new();
+                        (TcgMachine::new(clocks.clone()), clocks)
+                    }
+                };
+                return Ok((Accelerator::Tcg(tcg), clocks));
             }
             Ok(AccelKind::Kvm) => {
                 let clocks = Clocks::new();
                 match KvmMachine::new(clocks.clone()) {
                     Ok(kvm) => {
+                        no_icount(options)?;
                         failures.iter().for_each(|e| report::error(e.message()));
                         if !failures.is_empty() {
                             report::error("falling back to KVM");
@@ -143,6 +154,11 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
     let last = failures.pop().unwrap_or_else(|| err!("no accelerator found"));
     failures.iter().for_each(|e| report::error(e.message()));
     Err(last)
+}
+
+/// Nobody but the software CPU counts instructions.
+fn no_icount(options: &MachineOptions) -> Result<()> {
+    if options.icount.is_some() { Err(err!("-icount is not allowed with hardware virtualization")) } else { Ok(()) }
 }
 
 async fn bring_up(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
