@@ -379,3 +379,20 @@ fn what_an_outer_level_may_not_use_is_null_there() {
     assert_eq!(run_to_halt(&mut cpu), Some(13));
     assert_eq!([3, 0, 4, 5].map(|n: usize| cpu.segs[n].selector), [0, 0, 0x23, 0]);
 }
+
+#[test]
+fn outside_of_64_bit_mode_fxsave_stores_eight_registers() {
+    let (mut cpu, ram) = long_mode();
+    // fxsave [ebx]; hlt
+    ram.write(CODE, &[0x0f, 0xae, 0x03, 0xf4]).unwrap();
+    ram.write(DATA, &[0x55; 512]).unwrap();
+    let mut r = cpu.registers();
+    r.segs[1].flags = 0xc0_9b00;
+    r.gpr[gpr::RBX] = DATA;
+    r.ymm = [[0xaa; 32]; 16];
+    cpu.set_registers(&r);
+    assert_eq!(run_to_halt(&mut cpu), None);
+    let mut area = [0; 512];
+    ram.read(DATA, &mut area).unwrap();
+    assert!(area[160..288].iter().all(|b| *b == 0xaa) && area[288..].iter().all(|b| *b == 0x55));
+}
