@@ -2,6 +2,7 @@
 //!
 //! Each scene is a process of its own in fresh namespaces; it writes what it measured to a file.
 mod args;
+mod costs;
 mod failover;
 mod load;
 mod memory;

@@ -1,4 +1,5 @@
 //! The table and the JSON file.
+use crate::costs::{CLIENT, Usage};
 use crate::rows::{Aim, Row, TABLE};
 use crate::samples::Samples;
 use crate::scenes::{Scene, SceneResult};
@@ -6,6 +7,27 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 use std::fs;
 use std::time::{Duration, SystemTime};
+
+/// Workloads whose cost is told, and what one operation of each is.
+const COSTS: &[(&str, &str)] = &[
+    ("echo", "echo round trip"),
+    ("upload", "upload of 1 MB"),
+    ("download", "download of 1 MB"),
+    ("connections", "connection"),
+    ("connections.8", "  by 8 clients"),
+    ("put", "PUT of 1 kB"),
+];
+/// Threads by the beginning of their names, and what they are called.
+const COST_THREADS: &[(&str, &str)] = &[
+    ("primary", "primary"),
+    ("primary main", "  main"),
+    ("primary vcpu", "  vCPU"),
+    ("primary iothread", "  comparison"),
+    ("secondary", "secondary"),
+    ("secondary main", "  main"),
+    ("secondary vcpu", "  vCPU"),
+    (CLIENT, "client"),
+];
 
 /// Everything that was measured.
 pub struct Report {
@@ -102,6 +124,30 @@ impl Report {
         text +=
             "\nratio: pair to alone, or pair to QEMU where nothing was measured alone. Rates are the best of five.\n";
         self.failed.iter().for_each(|failure| text += &format!("Ended early: {failure}\n"));
+        text + &self.costs()
+    }
+
+    /// The cost of one operation as text.
+    fn costs(&self) -> String {
+        let mut text = format!("\n{:<44} {:>7} {:>7}", "microseconds of processor and wake-ups", "alone", "");
+        text += &format!(" {:>7} {:>7}\n", "pair", "");
+        for (key, name) in COSTS {
+            let cost = |scene| self.scene(scene).and_then(|result| result.costs.get(*key));
+            let costs = [cost(Scene::Alone), cost(Scene::Pair)];
+            for (place, (prefix, label)) in COST_THREADS.iter().enumerate() {
+                let usages = costs.map(|cost| cost?.each(prefix));
+                if usages == [None, None] {
+                    continue;
+                }
+                let name = if place == 0 { *name } else { "" };
+                let _ = write!(text, "{name:<22} {label:<21}");
+                for usage in usages {
+                    let cell = |pick: fn(&Usage) -> f64| usage.map_or_else(|| "-".into(), |usage| number(pick(&usage)));
+                    let _ = write!(text, " {:>7} {:>7}", cell(|usage| usage.micros), cell(|usage| usage.wakes));
+                }
+                text.push('\n');
+            }
+        }
         text
     }
 

@@ -1,4 +1,5 @@
 //! The scenes of the benchmark: which VMs run, and what is measured on them.
+use crate::costs::{Cost, Meter};
 use crate::failover::{self, Failover};
 use crate::load;
 use crate::memory;
@@ -64,6 +65,8 @@ pub struct SceneResult {
     pub samples: BTreeMap<String, Samples>,
     /// Single values.
     pub values: BTreeMap<String, f64>,
+    /// What workloads cost.
+    pub costs: BTreeMap<String, Cost>,
     /// Failovers, one after another.
     pub failovers: Vec<Failover>,
 }
@@ -190,7 +193,7 @@ fn alone(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
     machine.monitor.command(r#"{"execute": "qmp_capabilities"}"#);
     traffic::wait_for_guest(boot_time())?;
     let mut result = SceneResult::default();
-    serve(&mut result, size, save)?;
+    serve(&mut result, &Meter::new(&[("primary", &machine)]), size, save)?;
     // The pair's guest has touched as many pages for its pauses.
     Http::open()?.request("POST", "/dirty?once=10000", &[])?;
     remember(&mut result, "memory", memory::resident(&machine));
@@ -210,7 +213,8 @@ fn pair(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
     pair.set_checkpoint_period(SERVING);
     let mark = pair.primary.monitor.mark();
     let start = std::time::Instant::now();
-    serve(&mut result, size, save)?;
+    let meter = Meter::new(&[("primary", &pair.primary), ("secondary", pair.secondary())]);
+    serve(&mut result, &meter, size, save)?;
     let checkpoints = pair.primary.monitor.checkpoints_since(mark) as f64;
     remember(&mut result, "checkpoints.per.second", Some(checkpoints / start.elapsed().as_secs_f64()));
     // Once more, with thousands of connections behind it.
@@ -232,9 +236,9 @@ fn bios(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
     save(&result)
 }
 
-fn serve(result: &mut SceneResult, size: Size, save: &Save) -> io::Result<()> {
+fn serve(result: &mut SceneResult, meter: &Meter, size: Size, save: &Save) -> io::Result<()> {
     let bulk = size.time(1.5);
-    let measures: [(&str, &dyn Fn() -> io::Result<Samples>); 7] = [
+    let measures: [(&str, &dyn Fn() -> io::Result<(Samples, f64)>); 7] = [
         ("echo", &|| load::echo(size.of(4000))),
         ("upload", &|| load::rate(traffic::upload, bulk)),
         ("download", &|| load::rate(traffic::download, bulk)),
@@ -244,7 +248,9 @@ fn serve(result: &mut SceneResult, size: Size, save: &Save) -> io::Result<()> {
         ("diverging", &|| load::diverging(size.of(100))),
     ];
     for (name, measure) in measures {
-        result.samples.insert(name.into(), measure()?);
+        let (samples, cost) = meter.measure(measure)?;
+        result.samples.insert(name.into(), samples);
+        result.costs.insert(name.into(), cost);
         save(result)?;
     }
     Ok(())
