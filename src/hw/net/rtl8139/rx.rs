@@ -92,9 +92,7 @@ struct RingSlot {
 }
 
 fn crc32(frame: &[u8]) -> [u8; 4] {
-    let mut crc = flate2::Crc::new();
-    crc.update(frame);
-    crc.sum().to_le_bytes()
+    crc32fast::hash(frame).to_le_bytes()
 }
 
 impl Rtl8139 {
