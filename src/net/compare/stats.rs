@@ -53,7 +53,7 @@ pub struct CompareStats {
     pub clamped: u64,
     /// Pure acknowledgements that say nothing new yet and were merged into a later one.
     pub merged: u64,
-    /// Pure acknowledgements made when the secondary caught up.
+    /// Pure acknowledgements made when the secondary caught up, or has not heard what its peer acknowledged.
     pub synthesised: u64,
     /// Retransmissions of segments that are still held, merged with them.
     pub coalesced: u64,

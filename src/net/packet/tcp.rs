@@ -129,6 +129,14 @@ pub struct SackBlocks {
     pub count: usize,
 }
 
+impl SackBlocks {
+    /// The left and the right edge of each.
+    pub fn edges(self, frame: &Frame) -> impl Iterator<Item = (u32, u32)> + use<'_> {
+        (0..self.count)
+            .filter_map(move |n| Some((be32(&frame.data, self.at + 8 * n)?, be32(&frame.data, self.at + 8 * n + 4)?)))
+    }
+}
+
 /// The options of a segment that the compare engine and the rewriter read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TcpOptions {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use super::colo::Pair;
 use super::*;
@@ -18,12 +19,17 @@ const PORT: u16 = 8080;
 /// VLAN 5, where a test wants one.
 const TAG: [u8; 4] = [0x81, 0x00, 0x00, 0x05];
 
+/// How long a card is deaf.
+const DEAF: Duration = Duration::from_millis(5);
+
 /// How the client's cable treats packets, in percent.
 #[derive(Clone, Copy, Default)]
 struct Cable {
     loss: u32,
     reorder: u32,
     duplicate: u32,
+    /// Makes the secondary's card lose what comes for a while, all of which the primary's gets.
+    deaf: u32,
     vlan: bool,
 }
 
@@ -215,6 +221,9 @@ fn echo(v6: bool, times: u8) {
 struct StackCard {
     tap: OwnedFd,
     vlan: bool,
+    /// So many of a hundred frames begin a time in which it loses all.
+    deaf: u32,
+    hears: Mutex<(Rng, Instant)>,
 }
 
 impl NicReceiver for StackCard {
@@ -222,6 +231,14 @@ impl NicReceiver for StackCard {
         true
     }
     fn receive(&self, frame: &[u8]) -> bool {
+        let mut hears = self.hears.lock();
+        let now = Instant::now();
+        if hears.0.percent(self.deaf) {
+            hears.1 = now + DEAF;
+        }
+        if now < hears.1 {
+            return true;
+        }
         let frame = if self.vlan { untag(frame) } else { frame.to_vec() };
         let _ = rustix::io::write(&self.tap, &frame);
         true
@@ -239,9 +256,9 @@ fn untag(frame: &[u8]) -> Vec<u8> {
 }
 
 /// Connects a machine's card to a guest's tap device.
-fn plug(machine: &Machine, tap: OwnedFd, vlan: bool) -> Arc<StackCard> {
+fn plug(machine: &Machine, tap: OwnedFd, vlan: bool, deaf: u32) -> Arc<StackCard> {
     let input = tap.try_clone().unwrap();
-    let card = Arc::new(StackCard { tap, vlan });
+    let card = Arc::new(StackCard { tap, vlan, deaf, hears: Mutex::new((Rng(3), Instant::now())) });
     machine.peer.connect(Arc::downgrade(&(card.clone() as Arc<dyn NicReceiver>)) as _);
     let peer = machine.peer.clone();
     // As a vCPU does: from a thread of its own.
@@ -321,9 +338,9 @@ fn with_pair(cable: Cable, client: impl FnOnce() + Send + 'static) -> Option<cra
     context.run(async {
         let pair = Pair::new().await;
         let mut cards = Vec::new();
-        for (machine, (tap, ready)) in [&pair.p, &pair.s].into_iter().zip(guests) {
+        for ((machine, deaf), (tap, ready)) in [(&pair.p, 0), (&pair.s, cable.deaf)].into_iter().zip(guests) {
             ready.join().unwrap();
-            cards.push(plug(machine, tap, cable.vlan));
+            cards.push(plug(machine, tap, cable.vlan, deaf));
         }
         // The cable between the client and the primary's backend.
         let (out, back) = (pair.p.wire.try_clone().unwrap(), pair.p.wire.try_clone().unwrap());
@@ -382,7 +399,7 @@ fn connections_uploads_and_downloads_over_ipv6_in_a_vlan() {
 
 #[test]
 fn a_cable_that_loses_reorders_and_repeats() {
-    with_pair(Cable { loss: 2, reorder: 3, duplicate: 2, vlan: false }, || {
+    with_pair(Cable { loss: 2, reorder: 3, duplicate: 2, ..Cable::default() }, || {
         for _ in 0..5 {
             echo(false, 5);
         }
@@ -393,12 +410,21 @@ fn a_cable_that_loses_reorders_and_repeats() {
 
 #[test]
 fn a_cable_that_does_all_that_to_ipv6_in_a_vlan() {
-    with_pair(Cable { loss: 1, reorder: 4, duplicate: 3, vlan: true }, || {
+    with_pair(Cable { loss: 1, reorder: 4, duplicate: 3, vlan: true, ..Cable::default() }, || {
         for _ in 0..5 {
             echo(true, 5);
         }
         upload(true, 300_000);
         download(true, 300_000);
+    });
+}
+
+#[test]
+fn a_secondary_whose_card_loses_what_the_primarys_gets() {
+    with_pair(Cable { deaf: 1, ..Cable::default() }, || {
+        for _ in 0..20 {
+            download(false, 200_000);
+        }
     });
 }
 

@@ -3,7 +3,8 @@
 
 use super::Ends;
 use crate::packet::{
-    Fixup, Frame, FrameView, IpView, Kind, TcpView, after, earlier, flags, internet_sum, later, tcp_checksum,
+    Fixup, Frame, FrameView, IpView, Kind, SackBlocks, TcpView, after, earlier, flags, internet_sum, later,
+    tcp_checksum,
 };
 
 /// What the network has been told on one connection.
@@ -65,6 +66,9 @@ pub(super) fn finish(
         told.ack = Some(told.ack.map_or(ack, |old| later(old, ack)));
     }
     let options = tcp.options(frame);
+    if let Some(sack) = options.sack {
+        name_what_both_have(frame, &mut fix, sack, secondary);
+    }
     if let (Some(at), Some((value, _))) = (options.timestamps, options.timestamp_values(frame)) {
         match told.tsval {
             Some(last) if after(last, value) => fix.set_u32(frame, at, last),
@@ -73,6 +77,23 @@ pub(super) fn finish(
     }
     fix.finish(frame);
     changed
+}
+
+/// Takes out of a selective acknowledgement what the secondary is not known to have: the peer would not send it again for long.
+fn name_what_both_have(frame: &mut Frame, fix: &mut Fixup, sack: SackBlocks, secondary: &Ends) {
+    const NO_OPERATION: u8 = 1;
+    let mut kept: Vec<u8> = Vec::new();
+    for (left, right) in sack.edges(frame).filter(|&block| secondary.has(block)) {
+        kept.extend(left.to_be_bytes());
+        kept.extend(right.to_be_bytes());
+    }
+    if kept.len() == 8 * sack.count {
+        return;
+    }
+    let head = if kept.is_empty() { [NO_OPERATION; 2] } else { [5, kept.len() as u8 + 2] };
+    kept.resize(8 * sack.count, NO_OPERATION);
+    fix.set(frame, sack.at - 2, &head);
+    fix.set(frame, sack.at, &kept);
 }
 
 /// The window to tell, in the primary's units.

@@ -20,6 +20,8 @@ use crate::packet::{Frame, FrameView, IpView, Kind, TcpView, after, flags, later
 const MAX_NEXT: usize = 64;
 /// Aborts of the secondary that wait for the primary's.
 const MAX_RESETS: u8 = 16;
+/// Blocks of a guest's selective acknowledgements that are remembered: two segments' full.
+const MOST_NAMED: usize = 8;
 /// A window that grew by so many bytes is worth telling (two full segments).
 const WINDOW_STEP: u32 = 2896;
 
@@ -34,6 +36,8 @@ pub(super) struct Ends {
     pub scale: Option<u8>,
     /// The newest window field.
     pub window: u16,
+    /// What it has named by selective acknowledgement (RFC 2018) last: left and right edges.
+    pub named: [(u32, u32); MOST_NAMED],
 }
 
 impl Ends {
@@ -46,6 +50,9 @@ impl Ends {
         if !tcp.has(flags::ACK) || tcp.has(flags::RST) {
             return false;
         }
+        if let Some(sack) = tcp.options(frame).sack {
+            sack.edges(frame).for_each(|block| self.name(block));
+        }
         let advanced = self.ack.is_none_or(|old| after(tcp.ack, old));
         if advanced || self.ack == Some(tcp.ack) {
             self.window = tcp.window;
@@ -57,6 +64,19 @@ impl Ends {
             self.right = Some(self.right.map_or(edge, |old| later(old, edge)));
         }
         advanced
+    }
+
+    /// Remembers a block, in place of the oldest or of one that it contains.
+    fn name(&mut self, (left, right): (u32, u32)) {
+        let place = self.named.iter().position(|&(l, r)| !after(left, l) && !after(r, right) && l != r);
+        self.named[..=place.unwrap_or(MOST_NAMED - 1)].rotate_right(1);
+        self.named[0] = (left, right);
+    }
+
+    /// Whether the guest is known to have all that a block of a selective acknowledgement names.
+    pub fn has(&self, (left, right): (u32, u32)) -> bool {
+        self.ack.is_some_and(|ack| !after(right, ack))
+            || self.named.iter().any(|&(l, r)| after(r, l) && !after(l, left) && !after(right, r))
     }
 }
 
@@ -542,6 +562,8 @@ impl TcpConn {
             } else if s.fin.is_some_and(|fin| s.stream.end().is_some_and(|end| after(end, fin))) {
                 self.diverge(Reason::EndDiffers, ctx);
             }
+        } else if !tcp.is_empty() && !self.held.is_empty() && !self.finished {
+            self.ask_again(ctx);
         }
         advanced
     }
@@ -672,7 +694,22 @@ impl TcpConn {
             return;
         }
         let unsent = self.released.or(self.held.front().map(|h| h.tcp.seq));
-        let Some(seq) = unsent.or(self.template.as_ref().map(Template::seq)) else { return };
+        if let Some(seq) = unsent.or(self.template.as_ref().map(Template::seq)) {
+            self.acknowledge_from(seq, ctx);
+        }
+    }
+
+    /// The secondary repeats what the network has had, while the primary goes on: the peer's acknowledgement may have been lost on
+    /// its way to the secondary alone. Nobody would ever say it again, since what the primary says next is held. So the peer is
+    /// asked to: it answers at once to a segment from before its window, as a keep-alive is (RFC 9293 section 3.8.4).
+    fn ask_again(&mut self, ctx: &mut Context<'_>) {
+        if let Some(released) = self.released.filter(|_| self.told.ack.is_some() && !self.syn_waits) {
+            self.acknowledge_from(released.wrapping_sub(1), ctx);
+        }
+    }
+
+    /// Sends a pure acknowledgement with this sequence number.
+    fn acknowledge_from(&mut self, seq: u32, ctx: &mut Context<'_>) {
         let Some(made) = self.template.as_ref().and_then(|t| t.acknowledgement(seq, &self.primary, &self.told)) else {
             return;
         };

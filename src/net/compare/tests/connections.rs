@@ -59,6 +59,52 @@ fn the_secondarys_loss_is_told_to_the_peer() {
 }
 
 #[test]
+fn a_peer_whose_acknowledgement_the_secondary_has_not_heard_is_asked_to_repeat_it() {
+    let mut b = Bench::new();
+    open(&mut b);
+    b.p(seg(ACK, 1000, 500, b"answer").frame());
+    assert_eq!(left(&b.s(seg(ACK, 1000, 500, b"answer").frame())), (1, false));
+    // The primary has heard that it arrived, and goes on.
+    assert_eq!(left(&b.p(seg(ACK, 1006, 500, b"more").frame())), (0, false));
+    b.pass(200);
+    assert_eq!(only(&b.s(seg(ACK, 1000, 500, b"answer").frame())), (1005, vec![], 500, ACK));
+    assert_eq!(left(&b.s(seg(ACK, 1006, 500, b"more").frame())), (1, false));
+}
+
+#[test]
+fn a_selective_acknowledgement_names_only_what_both_guests_have() {
+    let mut b = Bench::new();
+    open(&mut b);
+    let named = |out: &Output| {
+        let tcp = tcp_of(&out.frames[0]);
+        tcp.options(&out.frames[0]).sack.map(|sack| sack.edges(&out.frames[0]).collect::<Vec<_>>()).unwrap_or_default()
+    };
+    b.s(seg(ACK, 1000, 600, b"").frame());
+    b.p(seg(ACK, 1000, 600, b"").frame());
+    let misses = seg(ACK, 1000, 600, b"").sack(&[(900, 950), (700, 800)]);
+    assert_eq!(named(&b.p(misses.clone().frame())), []);
+    b.s(seg(ACK, 1000, 600, b"").sack(&[(650, 800)]).frame());
+    assert_eq!(named(&b.p(misses.clone().frame())), [(700, 800)]);
+    b.s(misses.clone().frame());
+    assert_eq!(named(&b.p(misses.frame())), [(900, 950), (700, 800)]);
+    // The primary has had 600 to 800 twice (RFC 2883), the secondary not once.
+    let twice = seg(ACK, 1000, 2000, b"").sack(&[(600, 800)]);
+    b.p(twice.clone().frame());
+    assert_eq!(named(&b.p(twice.frame())), []);
+}
+
+#[test]
+fn nobody_is_asked_for_an_acknowledgement_once_the_guest_has_ended_the_connection() {
+    let mut b = Bench::new();
+    open(&mut b);
+    for segment in [seg(ACK, 1000, 500, b"answer"), seg(ACK | FIN, 1006, 500, b"")] {
+        b.p(segment.clone().frame());
+        assert_eq!(left(&b.s(segment.frame())), (1, false));
+    }
+    assert_eq!(left(&b.s(seg(ACK, 1000, 500, b"answer").frame())), (0, false));
+}
+
+#[test]
 fn the_window_is_the_smaller_one_and_its_growth_is_told() {
     let mut b = Bench::new();
     open(&mut b);
