@@ -318,8 +318,13 @@ impl CharStream {
     pub fn try_read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let Some(port) = &self.port else { return Err(io::ErrorKind::WouldBlock.into()) };
         let result = port.link.read(buf);
-        if let (Err(e), Input::Polled(fd)) = (&result, &port.input)
-            && e.kind() == io::ErrorKind::WouldBlock
+        let is_empty = match &result {
+            // A stream socket gives all that it has, as far as there is room.
+            Ok(n) => matches!(*port.link, Link::Socket(_)) && 0 < *n && *n < buf.len(),
+            Err(e) => e.kind() == io::ErrorKind::WouldBlock,
+        };
+        if let Input::Polled(fd) = &port.input
+            && is_empty
         {
             // Tells tokio that there is nothing any more, so that it waits for the next news.
             let _ = fd.try_io(Interest::READABLE, |_| Err::<(), _>(io::ErrorKind::WouldBlock.into()));

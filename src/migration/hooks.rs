@@ -202,6 +202,9 @@ pub trait DiskReplication {
 
 /// The net filters and the comparison of a pair.
 pub trait NetCheckpoint {
+    /// Either side, before anything else of a checkpoint: the peer is about to wait until its host knows that ours has its frames.
+    fn checkpoint_begins(&self) {}
+
     /// Secondary, guest stopped: waits until everything that the guest has sent is with the primary. Gives up after a bounded time,
     /// or when the connection is gone.
     fn drain_outgoing(&self) -> LocalFuture<'_, ()>;

@@ -1,5 +1,6 @@
 //! What a COLO checkpoint and a failover do to the networks, on either side.
 //!
+//! On both, first: [`NetRegistry::checkpoint_begins`].
 //! On the primary: stop; [`NetRegistry::compare_end_epoch`]; [`NetRegistry::drain_mirrors`]; … everything has arrived …;
 //! [`NetRegistry::compare_checkpoint_flush`]; [`NetRegistry::mirror_again`]; go on.
 //! On the secondary: stop; [`NetRegistry::drain_outgoing`] before the answer; [`NetRegistry::discard_incoming`] before it
@@ -17,6 +18,7 @@ use crate::colo::CheckpointNotifier;
 use crate::compare::{CompareStats, IdentityGate};
 use crate::filter::{Action, FilterNode};
 use crate::netdev::Direction;
+use crate::objects::Filter;
 use crate::registry::NetRegistry;
 use crate::rewriter::RewriterTable;
 
@@ -45,6 +47,14 @@ impl NetRegistry {
         self.inner.world.secondary.store(secondary, Ordering::Release);
         // Whoever reads from the host may have to start or stop.
         self.inner.world.running.send_modify(|_| ());
+    }
+
+    /// Either side, before anything else of a checkpoint: the peer will wait until its host hears that ours has its frames, so
+    /// that this is said at once until the flush ([`filters_checkpoint`](Self::filters_checkpoint) on the secondary). At other
+    /// times it would be a packet more for each that comes.
+    pub fn checkpoint_begins(&self) {
+        self.inner.compares.borrow().values().for_each(|compare| compare.acknowledge());
+        self.inputs_to_guest(Filter::acknowledge_input);
     }
 
     /// Primary: waits until the secondary's host has every mirrored frame; false if it has not within `limit`.
@@ -171,9 +181,11 @@ impl NetRegistry {
     }
 
     fn release_inputs(&self) {
-        for filter in self.inner.filters.borrow().values().filter(|f| f.node.injects_to_guest()) {
-            filter.release_input();
-        }
+        self.inputs_to_guest(Filter::release_input);
+    }
+
+    fn inputs_to_guest(&self, tell: fn(&Filter)) {
+        self.inner.filters.borrow().values().filter(|f| f.node.injects_to_guest()).for_each(|filter| tell(filter));
     }
 
     /// The counters of every compare object, by id.

@@ -9,6 +9,9 @@ mod checkpoint;
 mod colo;
 pub mod compare;
 mod filter;
+mod handover;
+#[cfg(test)]
+mod handover_model;
 mod netdev;
 mod nic;
 mod objects;

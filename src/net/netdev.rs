@@ -112,6 +112,37 @@ impl Netdev {
         self.walk(frame, direction, &chain, 0);
     }
 
+    /// Sends frames that came at once through the filters. Each filter sees them in their order, as if one had followed the
+    /// other, but may send them as one piece.
+    pub fn enter_all(self: &Arc<Self>, frames: Vec<Frame>, direction: Direction) {
+        let chain = self.chain();
+        self.walk_all(frames, direction, &chain, 0);
+    }
+
+    fn walk_all(
+        self: &Arc<Self>,
+        mut frames: Vec<Frame>,
+        direction: Direction,
+        chain: &[Arc<FilterNode>],
+        skip: usize,
+    ) {
+        let show = |node: &Arc<FilterNode>| {
+            if node.handles(direction) && !frames.is_empty() {
+                node.receive_all(&mut frames, direction);
+            }
+        };
+        match direction {
+            Direction::Tx => chain.iter().skip(skip).for_each(show),
+            Direction::Rx => chain.iter().rev().skip(skip).for_each(show),
+        }
+        for frame in frames {
+            match direction {
+                Direction::Tx => self.to_nic(frame),
+                Direction::Rx => self.to_host(&frame),
+            }
+        }
+    }
+
     /// A frame from the backend's host side. A COLO secondary hears the network by the mirror alone.
     pub fn from_host(self: &Arc<Self>, data: Vec<u8>, vnet_len: usize) {
         let frame = Frame::with_vnet(padded(data, vnet_len), vnet_len);
@@ -123,18 +154,13 @@ impl Netdev {
         self.enter(frame, Direction::Tx);
     }
 
-    /// Frames from the backend's host side that came at once. Each filter sees them in their order, as if one had followed
-    /// the other; a mirror sends them as one piece.
+    /// Frames from the backend's host side that came at once.
     pub fn all_from_host(self: &Arc<Self>, batch: &mut Vec<Vec<u8>>) {
         if batch.len() < 2 || self.is_silent() {
             batch.drain(..).for_each(|data| self.from_host(data, 0));
             return;
         }
-        let mut frames: Vec<Frame> = batch.drain(..).map(|data| Frame::new(padded(data, 0))).collect();
-        for node in self.chain().iter().filter(|node| node.handles(Direction::Tx)) {
-            node.receive_all(&mut frames, Direction::Tx);
-        }
-        frames.into_iter().for_each(|frame| self.to_nic(frame));
+        self.enter_all(batch.drain(..).map(|data| Frame::new(padded(data, 0))).collect(), Direction::Tx);
     }
 
     /// The secondary has taken over: its guest hears what came while it was silent.
@@ -153,12 +179,17 @@ impl Netdev {
     /// Sends a frame on behind the filter `after`.
     pub fn pass_on(self: &Arc<Self>, frame: Frame, direction: Direction, after: &FilterNode) {
         let chain = self.chain();
-        let Some(index) = chain.iter().position(|node| node.id == after.id) else { return };
-        let skip = match direction {
-            Direction::Tx => index + 1,
-            Direction::Rx => chain.len() - index,
-        };
-        self.walk(frame, direction, &chain, skip);
+        if let Some(skip) = behind(after, &chain, direction) {
+            self.walk(frame, direction, &chain, skip);
+        }
+    }
+
+    /// Sends frames that came at once on behind the filter `after`.
+    pub fn pass_all_on(self: &Arc<Self>, frames: Vec<Frame>, direction: Direction, after: &FilterNode) {
+        let chain = self.chain();
+        if let Some(skip) = behind(after, &chain, direction) {
+            self.walk_all(frames, direction, &chain, skip);
+        }
     }
 
     fn walk(self: &Arc<Self>, mut frame: Frame, direction: Direction, chain: &[Arc<FilterNode>], skip: usize) {
@@ -244,6 +275,15 @@ impl Netdev {
     pub fn dropped(&self) -> u64 {
         self.incoming.dropped()
     }
+}
+
+/// How many filters a frame behind `after` has passed already.
+fn behind(after: &FilterNode, chain: &[Arc<FilterNode>], direction: Direction) -> Option<usize> {
+    let index = chain.iter().position(|node| node.id == after.id)?;
+    Some(match direction {
+        Direction::Tx => index + 1,
+        Direction::Rx => chain.len() - index,
+    })
 }
 
 fn padded(mut data: Vec<u8>, vnet_len: usize) -> Vec<u8> {

@@ -60,14 +60,23 @@ impl NetPeer {
 
     /// A frame from the guest.
     pub fn send(&self, frame: Vec<u8>) {
-        if self.nic.link_down.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Some(netdev) = &self.nic.netdev
-            && !netdev.link_down.load(Ordering::Relaxed)
-        {
+        if let Some(netdev) = self.cable() {
             netdev.enter(Frame::new(frame), Direction::Rx);
         }
+    }
+
+    /// Frames that the guest sent at once, in their order.
+    pub fn send_all(&self, frames: Vec<Vec<u8>>) {
+        if let Some(netdev) = self.cable() {
+            netdev.enter_all(frames.into_iter().map(Frame::new).collect(), Direction::Rx);
+        }
+    }
+
+    /// Where the cable leads, if it is in at both ends.
+    fn cable(&self) -> Option<&Arc<Netdev>> {
+        let netdev = self.nic.netdev.as_ref()?;
+        let down = self.nic.link_down.load(Ordering::Relaxed) || netdev.link_down.load(Ordering::Relaxed);
+        (!down).then_some(netdev)
     }
 
     /// The card takes frames again.

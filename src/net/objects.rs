@@ -166,6 +166,13 @@ impl Filter {
         if sent { wait.await.unwrap_or(0) } else { 0 }
     }
 
+    /// Whoever writes to the input will wait until its host knows that ours has everything.
+    pub(crate) fn acknowledge_input(&self) {
+        if let Some(input) = &*self.input.borrow() {
+            let _ = input.send(InputCommand::Acknowledge);
+        }
+    }
+
     /// What has come to the input since it was read empty is brought in.
     pub(crate) fn release_input(&self) {
         if let Some(input) = &*self.input.borrow() {

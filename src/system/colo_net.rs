@@ -77,6 +77,12 @@ impl ColoNet {
 }
 
 impl NetCheckpoint for ColoNet {
+    fn checkpoint_begins(&self) {
+        if let Some(net) = self.net() {
+            net.checkpoint_begins();
+        }
+    }
+
     fn drain_outgoing(&self) -> LocalFuture<'_, ()> {
         Box::pin(async move {
             if let Some(net) = self.net() {

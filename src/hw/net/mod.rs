@@ -8,6 +8,10 @@ use lockstep_net::NetPeer;
 pub trait Cable: Send + Sync {
     /// A frame from the guest, without its checksum.
     fn send(&self, frame: Vec<u8>);
+    /// Frames that the guest sent at once, in their order.
+    fn send_all(&self, frames: Vec<Vec<u8>>) {
+        frames.into_iter().for_each(|frame| self.send(frame));
+    }
     /// The card takes frames again.
     fn flush_queued(&self);
     /// The card was reset: frames that it has not taken are forgotten.
@@ -17,6 +21,10 @@ pub trait Cable: Send + Sync {
 impl Cable for NetPeer {
     fn send(&self, frame: Vec<u8>) {
         NetPeer::send(self, frame);
+    }
+
+    fn send_all(&self, frames: Vec<Vec<u8>>) {
+        NetPeer::send_all(self, frames);
     }
 
     fn flush_queued(&self) {

@@ -186,6 +186,7 @@ impl Pair<'_> {
         let core = self.core;
         let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
         core.env.steps.at("primary-request").await?;
+        net.checkpoint_begins();
         // A write that the secondary did not get would be missing from its disk for ever.
         disks.error()?;
         let ask = |sender: &mut Sender| {

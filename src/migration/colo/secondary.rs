@@ -142,6 +142,7 @@ impl Pair<'_> {
         let core = self.core;
         let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
         core.env.steps.at("secondary-request").await?;
+        net.checkpoint_begins();
         let stopped = Instant::now();
         vm.stop(StopReason::Colo).await?;
         net.drain_outgoing().await;

@@ -240,7 +240,7 @@ async fn read(fd: AsyncFd<OwnedFd>, netdev: Arc<Netdev>, vnet: usize) {
             continue;
         }
         let Ok(mut guard) = fd.readable().await else { return };
-        let mut failed = false;
+        let (mut failed, mut empty) = (false, false);
         while batch.len() < FRAMES_AT_ONCE {
             let result = guard.try_io(|fd| Ok(rustix::io::read(fd.get_ref(), &mut buf[..])?));
             match result {
@@ -253,7 +253,10 @@ async fn read(fd: AsyncFd<OwnedFd>, netdev: Arc<Netdev>, vnet: usize) {
                     failed = true;
                     break;
                 }
-                Err(_) => break,
+                Err(_) => {
+                    empty = true;
+                    break;
+                }
             }
         }
         netdev.all_from_host(&mut batch);
@@ -261,6 +264,8 @@ async fn read(fd: AsyncFd<OwnedFd>, netdev: Arc<Netdev>, vnet: usize) {
             // The interface is down or gone; it may come back.
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
-        tokio::task::yield_now().await;
+        if !empty {
+            tokio::task::yield_now().await;
+        }
     }
 }

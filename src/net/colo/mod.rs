@@ -1,5 +1,6 @@
 //! `colo-compare`: the comparing engine between three character devices, in an iothread.
 
+mod desk;
 mod task;
 
 use std::any::Any;
@@ -14,6 +15,7 @@ use lockstep_util::{Error, Result, bail};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::compare::{CompareConfig, CompareStats, Divergence, IdentityGate};
+pub(crate) use desk::Intake;
 pub(crate) use task::Command;
 
 /// Called, from any thread, when a checkpoint is needed. Calls repeat while the need lasts.
@@ -96,7 +98,7 @@ impl ColoCompare {
         let (tx, rx) = mpsc::unbounded_channel();
         *this.commands.borrow_mut() = Some(tx);
         let ends = task::Ends { primary, secondary, out, notify };
-        let settings = task::Settings {
+        let settings = desk::Settings {
             config: this.config(),
             scan_ms,
             vnet: this.vnet_hdr_support,
@@ -128,6 +130,11 @@ impl ColoCompare {
 
     fn command(&self, command: Command) -> bool {
         self.commands.borrow().as_ref().is_some_and(|tx| tx.send(command).is_ok())
+    }
+
+    /// A checkpoint begins: the secondary will wait until what it has said is acknowledged.
+    pub(crate) fn acknowledge(&self) {
+        self.command(Command::Acknowledge);
     }
 
     /// The secondary has stopped, and everything that it said is with this host: takes that in, and nothing more before

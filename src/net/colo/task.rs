@@ -1,21 +1,17 @@
-//! The task of a colo-compare object, on its iothread: reads both sides, feeds the engine, sends what it releases.
+//! The task of a colo-compare object, on its iothread: reads both sides and brings what it has read to the desk.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_chardev::{CharFrontend, CharStream, CharWriter, StreamEvent};
-use lockstep_event::{Clock, Clocks};
 use lockstep_util::report;
-use parking_lot::RwLock;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::CheckpointNotifier;
-use crate::compare::{CompareConfig, CompareEngine, CompareStats, IdentityGate, Output};
-use crate::filter::Inlet;
+use super::desk::{Desk, Intake, Settings, notify_send};
+use crate::compare::{CompareConfig, CompareStats};
 use crate::packet::Frame;
-use crate::wire::{self, FrameReader};
+use crate::wire::FrameReader;
 
 /// Bytes read at a time.
 const READ_SIZE: usize = 256 << 10;
@@ -25,11 +21,8 @@ const READS_IN_A_ROW: usize = 4;
 const BARRIER_LIMIT: Duration = Duration::from_secs(1);
 /// How long an object that ends waits for its output to be taken.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-/// Frames in one write.
-const BATCH: usize = 256;
 
 // The protocol with whoever manages checkpoints from outside (Xen).
-const NOTIFY_CHECKPOINT: &[u8] = b"DO_CHECKPOINT";
 const NOTIFY_INIT: &[u8] = b"COLO_USERSPACE_PROXY_INIT";
 const NOTIFY_INIT_REPLY: &[u8] = b"COLO_COMPARE_GET_XEN_INIT";
 const NOTIFY_FLUSH: &[u8] = b"COLO_CHECKPOINT";
@@ -41,19 +34,18 @@ pub(crate) struct Ends {
     pub notify: Option<CharFrontend>,
 }
 
-pub(crate) struct Settings {
-    pub config: CompareConfig,
-    pub scan_ms: u64,
-    pub vnet: bool,
-    pub gate: Arc<IdentityGate>,
-    pub clocks: Clocks,
-    pub notifier: Arc<RwLock<Option<CheckpointNotifier>>>,
-}
-
 pub(crate) enum Command {
-    Configure { config: CompareConfig, scan_ms: u64 },
+    /// A checkpoint begins: what the secondary says is acknowledged at once, until the flush.
+    Acknowledge,
+    Configure {
+        config: CompareConfig,
+        scan_ms: u64,
+    },
     EndEpoch(oneshot::Sender<()>),
-    Flush { primary_bytes: Option<u64>, done: oneshot::Sender<()> },
+    Flush {
+        primary_bytes: Option<u64>,
+        done: oneshot::Sender<()>,
+    },
     Stats(oneshot::Sender<CompareStats>),
     Stop(oneshot::Sender<()>),
 }
@@ -63,11 +55,20 @@ struct Source {
     stream: CharStream,
     reader: FrameReader,
     broken: bool,
+    buf: Vec<u8>,
+    /// What was read last.
+    frames: Vec<Frame>,
 }
 
 impl Source {
     fn new(frontend: CharFrontend, vnet: bool) -> Self {
-        Self { stream: frontend.into_stream(), reader: FrameReader::new(vnet), broken: false }
+        Self {
+            stream: frontend.into_stream(),
+            reader: FrameReader::new(vnet),
+            broken: false,
+            buf: vec![0; READ_SIZE],
+            frames: Vec::new(),
+        }
     }
 
     /// Takes note of a connection that was made and not looked at yet, so that what has come on it is read.
@@ -82,20 +83,26 @@ impl Source {
         }
     }
 
-    /// Reads once; false if nothing was there.
-    fn read(&mut self, buf: &mut [u8], take: impl FnMut(Frame)) -> bool {
+    /// Reads once into `frames`; how many bytes, 0 if nothing was there.
+    fn read(&mut self) -> usize {
         if self.broken {
-            return false;
+            return 0;
         }
-        let n = match self.stream.try_read(buf) {
+        let n = match self.stream.try_read(&mut self.buf) {
             Ok(n) if n > 0 => n,
-            _ => return false,
+            _ => return 0,
         };
-        if self.reader.push(&buf[..n], take).is_err() {
+        let frames = &mut self.frames;
+        if self.reader.push(&self.buf[..n], |frame| frames.push(frame)).is_err() {
             report::error("serious error: oversized packet received,connection terminated.");
             self.broken = true;
         }
-        true
+        n
+    }
+
+    /// Whether all that was read was whole frames, and nothing keeps more from being read.
+    fn is_between_frames(&self) -> bool {
+        !self.broken && self.reader.is_between_frames()
     }
 
     /// Takes note of an event other than `Readable`; false if there is no device any more.
@@ -112,126 +119,120 @@ impl Source {
     }
 }
 
+/// Both sides, and the desk between them.
 struct Task {
-    engine: CompareEngine,
-    settings: Settings,
-    out: CharWriter,
+    primary: Source,
+    secondary: Source,
+    intake: Arc<Intake>,
     notify_out: Option<CharWriter>,
-    /// Released frames that the output has not taken.
-    outgoing: VecDeque<Frame>,
-    released: Output,
-    lost: u64,
+    out: CharWriter,
     /// Someone outside asked for a flush.
     flush_asked: bool,
     /// The secondary has said all of this epoch: what it says now is for the next.
     epoch_ended: bool,
+    /// The secondary will wait until what it has said is acknowledged.
+    eager: bool,
 }
 
 pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::UnboundedReceiver<Command>) {
-    let vnet = settings.vnet;
-    let mut primary = Source::new(ends.primary, vnet);
-    let mut secondary = Source::new(ends.secondary, vnet);
+    let (vnet, mut scan_ms) = (settings.vnet, settings.scan_ms);
     let mut out = ends.out.into_output();
     let mut notify = ends.notify.map(|frontend| Source::new(frontend, false));
+    let notify_out = notify.as_ref().map(|source| source.stream.writer());
+    let news = Arc::new(Notify::new());
+    let desk = Desk::new(settings, out.writer(), notify_out.clone(), news.clone());
     let mut task = Task {
-        engine: CompareEngine::new(settings.config, settings.gate.clone()),
+        primary: Source::new(ends.primary, vnet),
+        secondary: Source::new(ends.secondary, vnet),
+        intake: Arc::new(Intake::new(desk)),
+        notify_out,
         out: out.writer(),
-        notify_out: notify.as_ref().map(|source| source.stream.writer()),
-        settings,
-        outgoing: VecDeque::new(),
-        released: Output::default(),
-        lost: 0,
         flush_asked: false,
         epoch_ended: false,
+        eager: false,
     };
-    let mut buf = vec![0; READ_SIZE];
-    let mut next_scan = tokio::time::Instant::now() + task.scan_period();
+    let intake: Arc<dyn Any + Send + Sync> = task.intake.clone();
+    let next = |scan_ms: u64| tokio::time::Instant::now() + Duration::from_millis(scan_ms);
+    let mut next_scan = next(scan_ms);
     loop {
-        let free = task.outgoing.is_empty();
-        let want_primary = free && !primary.broken && task.engine.primary_has_room();
-        let want_secondary = free && !secondary.broken && !task.epoch_ended && task.engine.secondary_has_room();
-        let patience = task.engine.next_deadline().map(|at| {
-            let left = (at - task.now()).max(0);
-            Duration::from_nanos(left as u64)
-        });
+        let (outlook, now) = task.desk(|desk| (desk.outlook(), desk.now()));
+        let want_primary = outlook.free && !task.primary.broken && outlook.primary_has_room;
+        let want_secondary = outlook.free && !task.secondary.broken && !task.epoch_ended && outlook.secondary_has_room;
+        let patience = outlook.deadline.map(|at| Duration::from_nanos((at - now).max(0) as u64));
+        if want_primary && task.primary.is_between_frames() {
+            task.primary.stream.offer_direct(&intake);
+        }
         let out_writer = task.out.clone();
         tokio::select! {
             biased;
             command = commands.recv() => match command {
-                Some(Command::Configure { config, scan_ms }) => {
-                    task.engine.set_config(config);
-                    task.settings.scan_ms = scan_ms;
-                    next_scan = tokio::time::Instant::now() + task.scan_period();
+                Some(Command::Configure { config, scan_ms: new }) => {
+                    task.desk(|desk| desk.engine.set_config(config));
+                    scan_ms = new;
+                    next_scan = next(scan_ms);
+                }
+                Some(Command::Acknowledge) => {
+                    task.eager = true;
+                    task.secondary.stream.acknowledge_now();
                 }
                 Some(Command::EndEpoch(done)) => {
-                    secondary.catch_up().await;
-                    let now = task.now();
-                    let (engine, released) = (&mut task.engine, &mut task.released);
-                    while !task.epoch_ended && secondary.read(&mut buf, |frame| engine.secondary(frame, now, released)) {}
+                    task.secondary.catch_up().await;
+                    while !task.epoch_ended && task.read_secondary() > 0 {}
                     task.epoch_ended = true;
                     let _ = done.send(());
                 }
                 Some(Command::Flush { primary_bytes, done }) => {
-                    task.flush(&mut primary, &mut secondary, primary_bytes, &mut buf).await;
+                    task.flush(primary_bytes).await;
                     let _ = done.send(());
                 }
                 Some(Command::Stats(done)) => {
-                    let _ = done.send(task.engine.stats());
+                    let _ = done.send(task.desk(|desk| desk.engine.stats()));
                 }
                 Some(Command::Stop(done)) => {
-                    task.stop(&mut primary, &mut buf).await;
-                    drop((primary, secondary, out, notify));
+                    task.stop().await;
+                    drop((task, out, notify));
                     let _ = done.send(());
                     return;
                 }
                 None => return,
             },
-            event = secondary.stream.event(want_secondary) => match event {
+            event = task.secondary.stream.event(want_secondary) => match event {
                 StreamEvent::Readable => {
                     for _ in 0..READS_IN_A_ROW {
-                        let now = task.now();
-                        let (engine, released) = (&mut task.engine, &mut task.released);
-                        if !secondary.read(&mut buf, |frame| engine.secondary(frame, now, released)) {
-                            // The sender waits for our acknowledgement before a checkpoint.
-                            secondary.stream.acknowledge_now();
+                        // More is there only if there was no room for it.
+                        if task.read_secondary() < READ_SIZE {
                             break;
                         }
                     }
                 }
-                event => if !secondary.note(event) { return },
+                event => if !task.secondary.note(event) { return },
             },
-            event = primary.stream.event(want_primary) => match event {
+            event = task.primary.stream.event(want_primary) => match event {
                 StreamEvent::Readable => {
                     for _ in 0..READS_IN_A_ROW {
-                        let now = task.now();
-                        let (engine, released) = (&mut task.engine, &mut task.released);
-                        if !primary.read(&mut buf, |frame| engine.primary(frame, now, released)) {
+                        if task.read_primary(Desk::primary) < READ_SIZE {
                             break;
                         }
                     }
                 }
-                event => if !primary.note(event) { return },
+                event => if !task.primary.note(event) { return },
             },
             event = out.event(false) => if event == StreamEvent::Detached { return },
-            () = out_writer.progress(), if !free => {}
+            () = out_writer.progress(), if !outlook.free => task.desk(Desk::deliver),
             event = notify_event(&mut notify) => match event {
-                StreamEvent::Readable => task.notified(notify.as_mut(), &mut buf),
+                StreamEvent::Readable => task.notified(notify.as_mut()),
                 event => if notify.as_mut().is_some_and(|source| !source.note(event)) { return },
             },
-            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => {
-                let now = task.now();
-                task.engine.tick(now, &mut task.released);
-            }
+            () = news.notified() => {}
+            () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => task.desk(Desk::tick),
             () = tokio::time::sleep_until(next_scan) => {
-                next_scan = tokio::time::Instant::now() + task.scan_period();
-                let now = task.now();
-                task.engine.scan(now, &mut task.released);
+                next_scan = next(scan_ms);
+                task.desk(Desk::scan);
             }
         }
         if std::mem::take(&mut task.flush_asked) {
-            task.flush(&mut primary, &mut secondary, None, &mut buf).await;
+            task.flush(None).await;
         }
-        task.deliver();
     }
 }
 
@@ -245,128 +246,91 @@ async fn notify_event(notify: &mut Option<Source>) -> StreamEvent {
     }
 }
 
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.intake.desk.close();
+    }
+}
+
 impl Task {
-    fn now(&self) -> i64 {
-        self.settings.clocks.now_ns(Clock::Realtime)
+    /// Does something at the desk, after what other threads have brought there.
+    fn desk<R>(&self, f: impl FnOnce(&mut Desk) -> R) -> R {
+        self.intake.desk.with(f)
     }
 
-    fn scan_period(&self) -> Duration {
-        Duration::from_millis(self.settings.scan_ms)
+    /// Brings what the secondary has said; how many bytes were there.
+    fn read_secondary(&mut self) -> usize {
+        let count = self.secondary.read();
+        if count > 0 && self.eager {
+            self.secondary.stream.acknowledge_now();
+        }
+        if !self.secondary.frames.is_empty() {
+            let frames = &mut self.secondary.frames;
+            self.intake.desk.with(|desk| desk.secondary(frames));
+        }
+        count
     }
 
-    /// Sends what the engine released and asks for the checkpoint that it wants.
-    fn deliver(&mut self) {
-        if let Some(divergence) = self.released.checkpoint.take() {
-            match &self.notify_out {
-                Some(out) => notify_send(out, NOTIFY_CHECKPOINT),
-                None => {
-                    let notifier = self.settings.notifier.read().clone();
-                    if let Some(notifier) = notifier {
-                        notifier(divergence);
-                    }
-                }
-            }
+    /// Brings what the primary has sent as bytes; how many were there. What was handed over directly came before it.
+    fn read_primary(&mut self, bring: fn(&mut Desk, &mut Vec<Frame>)) -> usize {
+        let count = self.primary.read();
+        if !self.primary.frames.is_empty() {
+            let frames = &mut self.primary.frames;
+            self.intake.desk.with(|desk| bring(desk, frames));
         }
-        if self.released.frames.is_empty() && self.outgoing.is_empty() {
-            return;
-        }
-        let inlet = if self.outgoing.is_empty() { self.out.direct::<Inlet>() } else { None };
-        if let Some(inlet) = inlet.filter(|inlet| inlet.suits(self.settings.vnet)) {
-            self.released.frames.drain(..).for_each(|frame| inlet.take(frame));
-            return;
-        }
-        self.outgoing.extend(self.released.frames.drain(..));
-        while !self.outgoing.is_empty() {
-            let count = self.outgoing.len().min(BATCH);
-            let heads: Vec<_> = self.outgoing.iter().take(count).map(|f| wire::header(f, self.settings.vnet)).collect();
-            let mut slices = Vec::with_capacity(2 * count);
-            for ((head, n), frame) in heads.iter().zip(&self.outgoing) {
-                slices.push(IoSlice::new(&head[..*n]));
-                slices.push(IoSlice::new(&frame.data));
-            }
-            match self.out.send(&slices) {
-                Ok(()) => {}
-                // Nothing more is read until the output takes this.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => {
-                    self.lost += count as u64;
-                    if self.lost == count as u64 {
-                        report::error("colo-compare: the output is not connected, released packets are lost");
-                    }
-                }
-            }
-            self.outgoing.drain(..count);
-        }
+        count
     }
 
     /// See [`super::ColoCompare::flush`].
-    async fn flush(
-        &mut self,
-        primary: &mut Source,
-        secondary: &mut Source,
-        primary_bytes: Option<u64>,
-        buf: &mut [u8],
-    ) {
+    async fn flush(&mut self, primary_bytes: Option<u64>) {
+        self.eager = false;
         // The secondary's old words are about a guest that no longer exists. Its new ones may have come already.
         if !std::mem::take(&mut self.epoch_ended) {
-            while secondary.read(buf, |_| ()) {}
-            secondary.reader.discard_partial();
+            while self.secondary.read() > 0 {}
+            self.secondary.frames.clear();
+            self.secondary.reader.discard_partial();
         }
         // What the primary had sent before it stopped belongs to the old epoch, wherever it is.
-        primary.catch_up().await;
+        self.primary.catch_up().await;
         let limit = tokio::time::Instant::now() + BARRIER_LIMIT;
         loop {
-            let now = self.now();
-            let (engine, released) = (&mut self.engine, &mut self.released);
-            while primary.read(buf, |frame| engine.primary(frame, now, released)) {}
-            let there = primary_bytes.is_none_or(|want| primary.stream.received() >= want);
-            if there || !primary.stream.is_open() || tokio::time::Instant::now() >= limit {
+            while self.read_primary(Desk::take_primary) > 0 {}
+            let stream = &mut self.primary.stream;
+            let there = primary_bytes.is_none_or(|want| stream.received() >= want);
+            if there || !stream.is_open() || tokio::time::Instant::now() >= limit {
                 break;
             }
-            if tokio::time::timeout_at(limit, primary.stream.event(true)).await == Ok(StreamEvent::Detached) {
+            if tokio::time::timeout_at(limit, stream.event(true)).await == Ok(StreamEvent::Detached) {
                 break;
             }
         }
-        let now = self.now();
-        self.released.checkpoint = None;
-        self.engine.flush(now, &mut self.released);
-        self.deliver();
+        self.desk(Desk::flush);
     }
 
     /// Lets everything go that is held, and waits until it has gone.
-    async fn stop(&mut self, primary: &mut Source, buf: &mut [u8]) {
-        primary.catch_up().await;
-        let now = self.now();
-        let (engine, released) = (&mut self.engine, &mut self.released);
-        while primary.read(buf, |frame| engine.primary(frame, now, released)) {}
-        self.engine.flush(now, &mut self.released);
-        self.released.checkpoint = None;
+    async fn stop(&mut self) {
+        self.intake.desk.close();
+        self.primary.catch_up().await;
+        while self.read_primary(Desk::take_primary) > 0 {}
+        self.desk(Desk::flush);
         let all_gone = async {
-            self.deliver();
-            while !self.outgoing.is_empty() || self.out.queued() > 0 {
+            while !self.desk(|desk| desk.is_all_gone()) {
                 self.out.progress().await;
-                self.deliver();
+                self.desk(Desk::deliver);
             }
         };
         let _ = tokio::time::timeout(STOP_LIMIT, all_gone).await;
     }
 
-    fn notified(&mut self, notify: Option<&mut Source>, buf: &mut [u8]) {
-        let (Some(source), Some(out)) = (notify, self.notify_out.clone()) else { return };
-        let mut flush = false;
-        source.read(buf, |frame| match &frame.data[..] {
-            NOTIFY_INIT => notify_send(&out, NOTIFY_INIT_REPLY),
-            NOTIFY_FLUSH => flush = true,
-            _ => report::error("COLO compare got unsupported instruction"),
-        });
-        self.flush_asked |= flush;
-    }
-}
-
-fn notify_send(out: &CharWriter, text: &[u8]) {
-    let frame = Frame::new(text.to_vec());
-    let (head, n) = wire::header(&frame, false);
-    if let Err(e) = out.send(&[IoSlice::new(&head[..n]), IoSlice::new(text)]) {
-        tracing::warn!("colo-compare: notification: {e}");
+    fn notified(&mut self, notify: Option<&mut Source>) {
+        let (Some(source), Some(out)) = (notify, &self.notify_out) else { return };
+        source.read();
+        for frame in source.frames.drain(..) {
+            match &frame.data[..] {
+                NOTIFY_INIT => notify_send(out, NOTIFY_INIT_REPLY),
+                NOTIFY_FLUSH => self.flush_asked = true,
+                _ => report::error("COLO compare got unsupported instruction"),
+            }
+        }
     }
 }

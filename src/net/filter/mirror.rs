@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use crate::packet::Frame;
 use crate::wire;
 
-/// Bytes that are sent at once. The queue of a peer that does not read takes a piece or refuses it as a whole.
-const PIECE: usize = 64 << 10;
+/// Bytes that are sent at once: what a tap device gives in a row. The queue of a peer that does not read takes a piece or
+/// refuses it as a whole.
+const PIECE: usize = 96 << 10;
 
 /// With so many bytes queued, sources that can wait should: a frame that neither guest has heard is repeated for both, one that
 /// only the other guest misses keeps the pair apart until it is repeated.
@@ -67,24 +68,29 @@ impl Mirror {
 
     /// Copies frames that came at once, as one piece if they fit into one.
     pub fn copy_all(&self, frames: &[Frame]) {
-        let mut rest = frames;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let more = |frame: &&Frame| {
-                bytes += frame.data.len();
-                bytes <= PIECE
-            };
-            let (piece, later) = rest.split_at(rest.iter().take_while(more).count().max(1));
-            if let Err(e) = send(&self.out, piece, self.vnet_support) {
-                complain(&self.lost, piece.len() as u64, "filter mirror", &e);
-            }
-            rest = later;
+        send_all(&self.out, frames, self.vnet_support, |lost, e| complain(&self.lost, lost, "filter mirror", &e));
+    }
+}
+
+/// Sends frames, as one piece if they fit into one; tells how many are lost and why.
+pub(super) fn send_all(out: &CharWriter, frames: &[Frame], vnet_support: bool, mut failed: impl FnMut(u64, io::Error)) {
+    let mut rest = frames;
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let more = |frame: &&Frame| {
+            bytes += frame.data.len();
+            bytes <= PIECE
+        };
+        let (piece, later) = rest.split_at(rest.iter().take_while(more).count().max(1));
+        if let Err(e) = send(out, piece, vnet_support) {
+            failed(piece.len() as u64, e);
         }
+        rest = later;
     }
 }
 
 /// Sends frames as one piece.
-pub(super) fn send(out: &CharWriter, frames: &[Frame], vnet_support: bool) -> io::Result<()> {
+fn send(out: &CharWriter, frames: &[Frame], vnet_support: bool) -> io::Result<()> {
     match frames {
         [] => Ok(()),
         [frame] => {

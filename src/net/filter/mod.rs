@@ -73,8 +73,10 @@ impl FilterNode {
 
     /// Shows packets that came at once to the filter; what is left goes on.
     pub fn receive_all(&self, frames: &mut Vec<Frame>, direction: Direction) {
-        if let Action::Mirror(mirror) = &self.action {
-            return mirror.copy_all(frames);
+        match &self.action {
+            Action::Mirror(mirror) => return mirror.copy_all(frames),
+            Action::Redirector(redirector) => return redirector.redirect_all(frames),
+            _ => {}
         }
         *frames = frames.drain(..).filter_map(|frame| self.receive(frame, direction)).collect();
     }

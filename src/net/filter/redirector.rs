@@ -9,8 +9,9 @@ use std::time::Duration;
 use lockstep_chardev::{CharStream, CharWriter, StreamEvent};
 use lockstep_util::report;
 
-use super::mirror::{complain, send};
+use super::mirror::{complain, send_all};
 use super::{Action, FilterNode};
+use crate::colo::Intake;
 use crate::netdev::{Direction, Netdev};
 use crate::packet::Frame;
 use crate::wire::FrameReader;
@@ -56,15 +57,24 @@ impl Redirector {
     }
 
     pub fn redirect(&self, frame: Frame) -> Option<Frame> {
-        let Some(out) = &self.out else { return Some(frame) };
-        if self.passing.load(Ordering::Acquire) {
-            return Some(frame);
+        let mut frames = vec![frame];
+        self.redirect_all(&mut frames);
+        frames.pop()
+    }
+
+    /// Redirects frames that came at once; what is left goes on.
+    pub fn redirect_all(&self, frames: &mut Vec<Frame>) {
+        let Some(out) = &self.out else { return };
+        if frames.is_empty() || self.passing.load(Ordering::Acquire) {
+            return;
+        }
+        let intake = out.direct::<Intake>().filter(|intake| intake.suits(self.vnet_support));
+        if intake.is_some_and(|intake| intake.take(frames)) {
+            return;
         }
         // What cannot be sent is lost: it must never go on, where nobody has compared it.
-        if let Err(e) = send(out, std::slice::from_ref(&frame), self.vnet_support) {
-            complain(&self.lost, 1, "filter redirector", &e);
-        }
-        None
+        send_all(out, frames, self.vnet_support, |lost, e| complain(&self.lost, lost, "filter redirector", &e));
+        frames.clear();
     }
 }
 
@@ -82,10 +92,10 @@ impl Inlet {
         self.vnet_support == vnet_support
     }
 
-    /// Sends a frame on its way to the network, behind the redirector.
-    pub fn take(&self, frame: Frame) {
+    /// Sends frames on their way to the network, behind the redirector.
+    pub fn take(&self, frames: Vec<Frame>) {
         if let Some(node) = self.node.upgrade().filter(|node| node.is_on()) {
-            self.netdev.pass_on(frame, Direction::Rx, &node);
+            self.netdev.pass_all_on(frames, Direction::Rx, &node);
         }
     }
 }
@@ -99,11 +109,16 @@ pub(crate) struct Input {
     broken: bool,
     /// What comes is of the next epoch: the filters behind this one do not know it yet.
     held: bool,
+    /// The sender waits for the acknowledgement of what it has sent.
+    eager: bool,
     buf: Vec<u8>,
 }
 
 /// What to do with an input, from outside its task.
 pub(crate) enum InputCommand {
+    /// A checkpoint begins, and the sender will wait until its frames are acknowledged: TCP does so at once until the release,
+    /// instead of with what goes the other way, or later.
+    Acknowledge,
     /// Read what has come and forget it, with what waits for the card; what comes later stays where it is.
     Discard(tokio::sync::oneshot::Sender<usize>),
     /// Go on reading.
@@ -127,6 +142,7 @@ pub(crate) async fn inject(
         netdev,
         broken: false,
         held: false,
+        eager: false,
         buf: vec![0; READ_SIZE],
     };
     let to_guest = node.faces(Direction::Tx);
@@ -149,9 +165,13 @@ pub(crate) async fn inject(
                     input.held = true;
                     let _ = done.send(count);
                 }
-                Some(InputCommand::Release) => input.held = false,
+                Some(InputCommand::Release) => (input.held, input.eager) = (false, false),
+                Some(InputCommand::Acknowledge) => {
+                    input.eager = true;
+                    input.stream.acknowledge_now();
+                }
                 Some(InputCommand::Finish(done)) => {
-                    while input.read_some() {}
+                    while input.read_some() > 0 {}
                     let _ = done.send(());
                     return;
                 }
@@ -159,8 +179,10 @@ pub(crate) async fn inject(
             },
             event = input.stream.event(want) => match event {
                 StreamEvent::Readable => {
-                    input.read_some();
-                    tokio::task::yield_now().await;
+                    // More is there only if there was no room for it.
+                    if input.read_some() == input.buf.len() {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 StreamEvent::Opened => {
                     input.reader.reset();
@@ -175,40 +197,37 @@ pub(crate) async fn inject(
 }
 
 impl Input {
-    /// Reads once; false if nothing was there.
-    fn read_some(&mut self) -> bool {
+    /// Reads once; how much, 0 if nothing was there.
+    fn read_some(&mut self) -> usize {
         if self.broken {
-            return false;
+            return 0;
         }
         let n = match self.stream.try_read(&mut self.buf) {
             Ok(n) if n > 0 => n,
-            _ => {
-                // The sender waits for our acknowledgement before a checkpoint.
-                self.stream.acknowledge_now();
-                return false;
-            }
+            _ => return 0,
         };
-        let Some(node) = self.node.upgrade() else { return false };
-        let on = node.is_on();
-        let netdev = &self.netdev;
-        let result = self.reader.push(&self.buf[..n], |frame| {
-            if !on {
-                return;
-            }
-            match (node.faces(Direction::Rx), node.faces(Direction::Tx)) {
-                (true, true) => {
-                    netdev.pass_on(frame.clone(), Direction::Rx, &node);
-                    netdev.pass_on(frame, Direction::Tx, &node);
-                }
-                (true, false) => netdev.pass_on(frame, Direction::Rx, &node),
-                _ => netdev.pass_on(frame, Direction::Tx, &node),
-            }
-        });
-        if result.is_err() {
+        if self.eager {
+            self.stream.acknowledge_now();
+        }
+        let Some(node) = self.node.upgrade() else { return 0 };
+        let mut frames = Vec::new();
+        if self.reader.push(&self.buf[..n], |frame| frames.push(frame)).is_err() {
             report::error("serious error: oversized packet received,connection terminated.");
             self.broken = true;
         }
-        true
+        if frames.is_empty() || !node.is_on() {
+            return n;
+        }
+        let netdev = &self.netdev;
+        match (node.faces(Direction::Rx), node.faces(Direction::Tx)) {
+            (true, true) => {
+                netdev.pass_all_on(frames.clone(), Direction::Rx, &node);
+                netdev.pass_all_on(frames, Direction::Tx, &node);
+            }
+            (true, false) => netdev.pass_all_on(frames, Direction::Rx, &node),
+            _ => netdev.pass_all_on(frames, Direction::Tx, &node),
+        }
+        n
     }
 
     fn discard(&mut self) -> usize {

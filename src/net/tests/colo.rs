@@ -4,6 +4,8 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::checkpoint::NetTables;
+use crate::colo::Intake;
+use crate::filter::Action;
 use crate::packet::flags::{ACK, SYN};
 use crate::packet::testing::{seg, tcp_of, udp};
 use crate::packet::{Frame, TcpView};
@@ -77,6 +79,8 @@ impl Pair {
     }
 
     async fn checkpoint(&self) {
+        self.p.net.checkpoint_begins();
+        self.s.net.checkpoint_begins();
         self.s.net.set_running(false);
         assert!(self.s.net.drain_outgoing(Duration::from_secs(5)).await);
         self.p.net.set_running(false);
@@ -249,6 +253,106 @@ fn released_frames_keep_their_order_while_the_redirector_comes_to_know_of_the_co
             sent.await.unwrap();
         }
     });
+}
+
+/// Lets the comparison's thread stand still until the answer is dropped.
+fn hold_iothread(machine: &Machine) -> std::sync::mpsc::Sender<()> {
+    let ((stands, standing), (go_on, wait)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    machine.iothread.handle().post(move || {
+        let _ = stands.send(());
+        let _ = wait.recv();
+    });
+    standing.recv().unwrap();
+    go_on
+}
+
+/// Whether the comparison has made its offer to the redirector.
+async fn until_handed_over_directly(machine: &Machine) {
+    let filter = machine.net.filter("redire1").unwrap();
+    let Action::Redirector(redirector) = &filter.node.action else { panic!("it is one") };
+    until(|| redirector.writer().unwrap().direct::<Intake>().is_some()).await;
+}
+
+#[test]
+fn what_the_secondary_has_said_before_leaves_from_the_thread_of_the_primarys_guest() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        until_handed_over_directly(p).await;
+        s.peer.send_all((0..50u8).map(|n| udp(&[n]).data).collect());
+        until_said(p, 50).await;
+        let held = hold_iothread(p);
+        let mut buf = [0; 2000];
+        for n in 0..50u8 {
+            p.peer.send(udp(&[n]).data);
+            let length = p.wire.recv(&mut buf).expect("it came");
+            assert_eq!(buf[..length], udp(&[n]).data);
+        }
+        drop(held);
+        assert_eq!(p.net.compare_stats().await["comp0"].released, 50);
+    });
+}
+
+#[test]
+fn what_the_primary_says_first_waits_for_the_secondary_wherever_it_was_handed_over() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        for round in 0..20u8 {
+            until_handed_over_directly(p).await;
+            let held = hold_iothread(p);
+            p.peer.send_all((0..30u8).map(|n| udp(&[round, n]).data).collect());
+            assert!(p.wire_is_quiet());
+            s.peer.send_all((0..30u8).map(|n| udp(&[round, n]).data).collect());
+            drop(held);
+            for n in 0..30 {
+                assert_eq!(p.next_on_wire().await, udp(&[round, n]).data);
+            }
+        }
+    });
+}
+
+#[test]
+fn what_finds_no_room_in_the_comparison_waits_before_it_in_its_order() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        p.net.compare("comp0").unwrap().set("max_queue_size", &json!(4)).unwrap();
+        until_handed_over_directly(p).await;
+        for n in 0..100u8 {
+            p.peer.send(udp(&[n]).data);
+        }
+        for n in 0..100u8 {
+            s.peer.send(udp(&[n]).data);
+            assert_eq!(p.next_on_wire().await, udp(&[n]).data);
+        }
+        assert_eq!(p.net.losses().values().sum::<u64>(), 0);
+        until_handed_over_directly(p).await;
+    });
+}
+
+#[test]
+fn what_was_handed_over_before_the_stop_leaves_with_the_checkpoint() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let p = &pair.p;
+        until_handed_over_directly(p).await;
+        let held = hold_iothread(p);
+        p.peer.send(udp(b"held").data);
+        drop(held);
+        pair.checkpoint().await;
+        assert_eq!(p.next_on_wire().await, udp(b"held").data);
+    });
+}
+
+async fn until_said(machine: &Machine, count: u64) {
+    for _ in 0..5000 {
+        if machine.net.compare_stats().await["comp0"].secondary_frames >= count {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("{count} packets of the secondary did not come");
 }
 
 async fn until_released(machine: &Machine, count: u64) {

@@ -8,12 +8,19 @@ use crate::testing::{Random, Rig, hex, replay_with, unhex};
 #[derive(Default)]
 struct Wire {
     sent: Mutex<Vec<Vec<u8>>>,
+    /// How many frames came at once.
+    bursts: Mutex<Vec<usize>>,
     flushed: Mutex<u32>,
 }
 
 impl Cable for Wire {
     fn send(&self, frame: Vec<u8>) {
         self.sent.lock().push(frame);
+    }
+
+    fn send_all(&self, frames: Vec<Vec<u8>>) {
+        self.bursts.lock().push(frames.len());
+        self.sent.lock().extend(frames);
     }
 
     fn flush_queued(&self) {
@@ -213,6 +220,24 @@ fn state_survives_a_migration() {
     assert_eq!(deadline(&fresh), Some(8_000_000));
     fresh.card.receive(&frame(MAC, 100));
     assert_eq!(fresh.rig.inw(PORT + 0x3a), 2 * 108);
+}
+
+#[test]
+fn frames_that_one_poll_finds_in_the_ring_go_on_the_wire_at_once() {
+    let s = setup();
+    s.start();
+    s.rig.outw(PORT + 0xe0, 1);
+    s.rig.outl(PORT + 0x20, 0x1_0000);
+    s.rig.outl(PORT + 0x24, 0);
+    let sent: Vec<_> = (0..3).map(|n| frame(MAC, 100 + n)).collect();
+    for (n, frame) in sent.iter().enumerate() {
+        let (descriptor, buffer) = (0x1_0000 + 16 * n as u64, 0x2_0000 + 0x1000 * n as u64);
+        s.rig.write(buffer, frame);
+        s.rig.write(descriptor, &(0xb000_0000 | frame.len() as u32).to_le_bytes());
+        s.rig.write(descriptor + 8, &(buffer as u32).to_le_bytes());
+    }
+    s.rig.outb(PORT + 0xd9, 0x40);
+    assert_eq!((&*s.wire.sent.lock(), &*s.wire.bursts.lock()), (&sent, &vec![3]));
 }
 
 #[test]

@@ -29,7 +29,11 @@ impl Rtl8139 {
                 let mut frame = vec![0; len];
                 let _ = self.dma.read(address.into(), &mut frame);
                 // The interrupt follows the frame, so that a frame that loops back is there when the guest looks.
-                self.send(frame, false);
+                if self.loops_back(&frame) {
+                    self.receive_frame(&frame, false);
+                } else if let Some(cable) = self.cable().filter(|_| !frame.is_empty()) {
+                    cable.send(frame);
+                }
                 let mut regs = self.regs.lock();
                 regs.transmitted();
                 self.update_irq(&regs);
@@ -40,12 +44,15 @@ impl Rtl8139 {
         }
     }
 
-    /// Sends what is in the C+ ring.
+    /// Sends what is in the C+ ring, all at once: each frame by itself would be a system call more behind it.
     pub(super) fn transmit_ring(&self) {
         let mut assembly = self.assembly.lock();
-        let mut count = 0;
-        while count < RING && self.transmit_descriptor(&mut assembly) {
+        let (mut count, mut ready) = (0, Vec::new());
+        while count < RING && self.transmit_descriptor(&mut assembly, &mut ready) {
             count += 1;
+        }
+        if let Some(cable) = self.cable().filter(|_| !ready.is_empty()) {
+            cable.send_all(ready);
         }
         drop(assembly);
         if count > 0 {
@@ -55,7 +62,8 @@ impl Rtl8139 {
         }
     }
 
-    fn transmit_descriptor(&self, assembly: &mut Assembly) -> bool {
+    /// Takes one descriptor; frames that are complete are put with the others for the wire. False if there is none.
+    fn transmit_descriptor(&self, assembly: &mut Assembly, ready: &mut Vec<Vec<u8>>) -> bool {
         let (ring, n) = {
             let regs = self.regs.lock();
             if !regs.transmitter_on() || regs.cplus_command & cplus::TX == 0 {
@@ -95,20 +103,19 @@ impl Rtl8139 {
                 // The tag is in network order in a little-endian word.
                 tag: (descriptor.tag & tx::ADD_TAG != 0).then(|| (descriptor.tag as u16).to_le_bytes()),
             };
-            offload::send(std::mem::take(frame), &offload, |frame| self.send(frame, true));
+            offload::send(std::mem::take(frame), &offload, |frame| {
+                if self.loops_back(&frame) {
+                    self.receive_frame(&frame, true);
+                } else if !frame.is_empty() {
+                    ready.push(frame);
+                }
+            });
         }
         true
     }
 
-    /// Puts a frame on the wire, or back in.
-    fn send(&self, frame: Vec<u8>, interrupts: bool) {
-        if frame.is_empty() {
-            return;
-        }
-        if self.regs.lock().loops_back() {
-            self.receive_frame(&frame, interrupts);
-        } else if let Some(cable) = self.cable() {
-            cable.send(frame);
-        }
+    /// Whether a frame comes back in instead of going out.
+    fn loops_back(&self, frame: &[u8]) -> bool {
+        !frame.is_empty() && self.regs.lock().loops_back()
     }
 }
