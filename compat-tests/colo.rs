@@ -195,6 +195,29 @@ impl<'a> Pair<'a> {
         self.primary.monitor.command(&request.to_string());
     }
 
+    /// Whether the secondary's guest runs alongside: `auto`, `lockstep` or `buffered`. Returns when a checkpoint has told it so.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn set_checkpoint_style(&mut self, style: &str) {
+        let arguments = serde_json::json!({ "x-checkpoint-style": style });
+        let request = serde_json::json!({ "execute": "migrate-set-parameters", "arguments": arguments });
+        self.primary.monitor.command(&request.to_string());
+        let start = std::time::Instant::now();
+        while style != "auto" && self.figures()["style"] != style {
+            assert!(start.elapsed() < LONG, "waited too long for {style}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// The primary's figures (`COLOStatistics`).
+    ///
+    /// # Panics
+    /// If its monitor does not answer.
+    pub fn figures(&mut self) -> serde_json::Value {
+        self.primary.monitor.command(r#"{"execute": "query-colo-status"}"#)["statistics"].take()
+    }
+
     /// Waits for `count` more checkpoints on both sides.
     ///
     /// # Panics

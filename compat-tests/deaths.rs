@@ -150,6 +150,7 @@ pub struct Run<'a> {
     pair: Pair<'a>,
     clients: Clients,
     course: Course,
+    style: &'static str,
 }
 
 impl<'a> Run<'a> {
@@ -163,7 +164,16 @@ impl<'a> Run<'a> {
     pub fn start(stage: &'a Stage, paste: Paste, seed: u64) -> io::Result<Self> {
         let pair = Pair::start_armed(stage, paste);
         traffic::wait_for_guest(LONG)?;
-        Ok(Self { pair, clients: Clients::start(seed)?, course: Course::default() })
+        Ok(Self { pair, clients: Clients::start(seed)?, course: Course::default(), style: "auto" })
+    }
+
+    /// Whether the secondary's guest runs alongside, from now on, in this pair and all after it.
+    ///
+    /// # Panics
+    /// If it cannot be set.
+    pub fn set_checkpoint_style(&mut self, style: &'static str) {
+        self.style = style;
+        self.pair.set_checkpoint_style(style);
     }
 
     /// The time between checkpoints, from now on.
@@ -222,6 +232,7 @@ impl<'a> Run<'a> {
     /// If a step of the procedure fails.
     pub fn resume(&mut self) -> io::Result<()> {
         self.pair.resume();
+        self.pair.set_checkpoint_style(self.style);
         self.clients.check_alive()
     }
 
@@ -274,6 +285,7 @@ pub fn play(stage: &Stage, seed: u64, deaths: usize, mut tell: impl FnMut(&str))
     let mut run = Run::start(stage, Paste::AtOnce, seed)?;
     for number in 1..=deaths {
         run.set_checkpoint_period(Duration::from_millis(dice.pick(&[50, 200, 1000])));
+        run.set_checkpoint_style(dice.pick(&["auto", "lockstep", "buffered"]));
         let blow = Blow::random(&mut dice);
         tell(&format!("death {number}: {blow} ({:?})", blow.by));
         run.strike(&blow)?;

@@ -93,3 +93,22 @@ pub fn diverging(count: usize) -> io::Result<(Samples, f64)> {
     }
     Ok((samples, count as f64))
 }
+
+/// Times of such answers one right after the other, by several clients at once, and how many a second there were.
+pub fn diverging_all_the_time(clients: usize, time: Duration) -> io::Result<(Samples, f64)> {
+    let end = Instant::now() + time;
+    let client = move || -> io::Result<Vec<Duration>> {
+        let (mut http, mut times) = (Http::open()?, Vec::new());
+        while Instant::now() < end {
+            let start = Instant::now();
+            http.get("/random")?;
+            times.push(start.elapsed());
+        }
+        Ok(times)
+    };
+    let threads: Vec<_> = (0..clients).map(|_| std::thread::spawn(client)).collect();
+    let times = threads.into_iter().map(|thread| thread.join().expect("no panic"));
+    let times = times.collect::<io::Result<Vec<_>>>()?.concat();
+    let rate = times.len() as f64 / time.as_secs_f64();
+    Ok((times.into_iter().collect(), rate))
+}

@@ -217,6 +217,16 @@ fn pair(stage: &Stage, size: Size, save: &Save) -> io::Result<()> {
     serve(&mut result, &meter, size, save)?;
     let checkpoints = pair.primary.monitor.checkpoints_since(mark) as f64;
     remember(&mut result, "checkpoints.per.second", Some(checkpoints / start.elapsed().as_secs_f64()));
+    pair.set_checkpoint_period(LONG);
+    for style in ["lockstep", "buffered"] {
+        pair.set_checkpoint_style(style);
+        for clients in [1, 4] {
+            let (times, rate) = load::diverging_all_the_time(clients, size.time(4.0))?;
+            result.samples.insert(format!("diverging.{style}.{clients}"), times);
+            result.values.insert(format!("diverging.{style}.{clients}"), rate);
+        }
+    }
+    pair.set_checkpoint_style("lockstep");
     // Once more, with thousands of connections behind it.
     keep(&mut result, "pause.again", pauses::idle(&mut pair, size.of(100))?);
     remember(&mut result, "memory", memory::resident(&pair.primary));

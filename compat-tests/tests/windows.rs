@@ -84,8 +84,9 @@ fn expect_harmless(pair: &mut Pair<'_>, host: &Host, before: u64) {
 }
 
 /// Lets hosts die one after another, each time in a pair that the survivor of the last one has found anew.
-fn die(stage: &Stage, blows: impl IntoIterator<Item = Blow>) {
+fn die(stage: &Stage, style: &'static str, blows: impl IntoIterator<Item = Blow>) {
     let mut run = Run::start(stage, Paste::Lines, 1).expect("the guest answers");
+    run.set_checkpoint_style(style);
     let mut blows = blows.into_iter().peekable();
     while let Some(blow) = blows.next() {
         eprintln!("{blow}");
@@ -106,12 +107,22 @@ fn at_any_step_of_a_checkpoint(victim: Side) -> impl Iterator<Item = Blow> {
 
 #[test]
 fn the_primary_may_die_at_any_step_of_a_checkpoint_on_either_side() {
-    on_stage(TwoHosts, LIMIT, |stage| die(stage, at_any_step_of_a_checkpoint(Side::Primary)));
+    on_stage(TwoHosts, LIMIT, |stage| die(stage, "lockstep", at_any_step_of_a_checkpoint(Side::Primary)));
 }
 
 #[test]
 fn the_secondary_may_die_at_any_step_of_a_checkpoint_on_either_side() {
-    on_stage(TwoHosts, LIMIT, |stage| die(stage, at_any_step_of_a_checkpoint(Side::Secondary)));
+    on_stage(TwoHosts, LIMIT, |stage| die(stage, "lockstep", at_any_step_of_a_checkpoint(Side::Secondary)));
+}
+
+#[test]
+fn with_buffered_output_the_primary_may_die_at_any_step_of_a_checkpoint_on_either_side() {
+    on_stage(TwoHosts, LIMIT, |stage| die(stage, "buffered", at_any_step_of_a_checkpoint(Side::Primary)));
+}
+
+#[test]
+fn with_buffered_output_the_secondary_may_die_at_any_step_of_a_checkpoint_on_either_side() {
+    on_stage(TwoHosts, LIMIT, |stage| die(stage, "buffered", at_any_step_of_a_checkpoint(Side::Secondary)));
 }
 
 #[test]
@@ -119,6 +130,7 @@ fn whoever_was_told_to_go_on_alone_may_die_before_it_speaks_and_the_other_goes_o
     on_stage(TwoHosts, LIMIT, |stage| {
         die(
             stage,
+            "auto",
             revocable_steps().map(|step| Blow {
                 victim: step.side,
                 by: Death::Vanishing,

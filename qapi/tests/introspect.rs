@@ -38,9 +38,11 @@ const LEFT_OUT: &[(&str, &str)] = &[
 const ADDED: &[(&str, &str)] = &[
     ("X_COLO_CHECKPOINT", ""),
     ("migrate-set-parameters", "x-checkpoint-events"),
+    ("migrate-set-parameters", "x-checkpoint-style"),
     ("query-colo-status", "statistics"),
     ("query-migrate", "colo"),
     ("query-migrate-parameters", "x-checkpoint-events"),
+    ("query-migrate-parameters", "x-checkpoint-style"),
 ];
 
 /// An entry of either side, in one form.

@@ -143,6 +143,11 @@ pub struct MigrateArguments {
     pub resume: bool,
 }
 
+/// Whether setting a parameter makes a checkpoint at once: what it says of checkpoints holds from that one on.
+fn makes_checkpoint(parameter: &str) -> bool {
+    matches!(parameter, "x-checkpoint-delay" | "x-checkpoint-style")
+}
+
 fn address_of(uri: Option<&str>, channels: Option<&[Value]>) -> Result<Address> {
     match (uri, channels) {
         (Some(uri), None) => Address::parse(uri),
@@ -345,10 +350,10 @@ impl Migration {
     /// # Errors
     /// For what is out of bounds or not supported.
     pub fn set_parameters<'a>(&self, changes: impl IntoIterator<Item = (&'a str, Value)>) -> Result<()> {
-        let mut delay = false;
-        let changes: Vec<_> = changes.into_iter().inspect(|c| delay |= c.0 == "x-checkpoint-delay").collect();
+        let mut due = false;
+        let changes: Vec<_> = changes.into_iter().inspect(|c| due |= makes_checkpoint(c.0)).collect();
         self.core.parameters.borrow_mut().set(changes)?;
-        self.parameters_changed(delay);
+        self.parameters_changed(due);
         Ok(())
     }
 
@@ -358,13 +363,13 @@ impl Migration {
     /// As [`set_parameters`](Self::set_parameters).
     pub fn set_parameter_text(&self, name: &str, text: &str) -> Result<()> {
         self.core.parameters.borrow_mut().set_text(name, text)?;
-        self.parameters_changed(name == "x-checkpoint-delay");
+        self.parameters_changed(makes_checkpoint(name));
         Ok(())
     }
 
-    fn parameters_changed(&self, delay: bool) {
+    fn parameters_changed(&self, due: bool) {
         self.core.publish_parameters();
-        if delay {
+        if due {
             self.core.colo.trigger().parameter_changed();
         }
     }

@@ -1,7 +1,7 @@
 //! A machine of fakes: memory, one device, a guest that writes epochs, a disk and a network that remember them.
 
 use crate::channel::FdSource;
-use crate::colo::Steps;
+use crate::colo::{Steps, Style};
 use crate::hooks::{
     AnnounceSchedule, ColoMode, DiskReplication, Event, LocalFuture, NetCheckpoint, StopReason, VmControl,
 };
@@ -206,7 +206,7 @@ impl NetCheckpoint for FakeNet {
         assert!(!self.vm.is_running(), "the outgoing stream is drained of a guest that stands still");
         Box::pin(async {})
     }
-    fn release_held(&self) -> LocalFuture<'_, ()> {
+    fn release_held(&self, _: Style) -> LocalFuture<'_, ()> {
         self.world.released.set(*self.device.epoch.lock());
         Box::pin(async {})
     }
@@ -312,6 +312,10 @@ impl FakeMachine {
         for page in (0..PAGES).step_by(5) {
             block.write(page * PAGE as u64 + 2048, &[byte]).unwrap();
         }
+    }
+
+    pub(crate) fn set_style(&self, style: &str) {
+        self.migration.set_parameters([("x-checkpoint-style", style.into())]).unwrap();
     }
 
     /// The epoch that all of RAM and the device agree on.

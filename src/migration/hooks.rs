@@ -1,10 +1,11 @@
 //! What a migration asks of the rest of the machine. The system crate implements these; tests have fakes. All of them are called on
 //! the main context.
 
-use crate::colo::CheckpointFigures;
+use crate::colo::{CheckpointFigures, Style};
 use lockstep_util::{Error, Result};
 use serde_json::Value;
 use std::pin::Pin;
+use std::time::Instant;
 
 /// A future that stays on its thread.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -123,6 +124,12 @@ pub trait VmControl {
         let _ = ns;
     }
 
+    /// Device state that is loaded from now on was saved at `at`, where counters that follow the host's have gone on since: they are
+    /// loaded as far ahead. `None`: as they were saved.
+    fn loads_state_of(&self, at: Option<Instant>) {
+        let _ = at;
+    }
+
     /// Sets the run state of a guest that stands still (`postmigrate`, `paused`, `prelaunch`).
     fn set_run_state(&self, name: &str);
 
@@ -209,8 +216,9 @@ pub trait NetCheckpoint {
     /// or when the connection is gone.
     fn drain_outgoing(&self) -> LocalFuture<'_, ()>;
 
-    /// Primary, at "received": reads what the secondary sent in the old epoch away and releases all held packets.
-    fn release_held(&self) -> LocalFuture<'_, ()>;
+    /// Primary, at "received": reads what the secondary sent in the old epoch away and releases all held packets. In the new epoch,
+    /// if output is to be buffered, each packet that is held asks for a checkpoint.
+    fn release_held(&self, style: Style) -> LocalFuture<'_, ()>;
 
     /// Primary, guest stopped: waits until the secondary's host has every mirrored frame, so that none of the old epoch comes after
     /// [`discard_incoming`](Self::discard_incoming). Gives up after a bounded time.
@@ -282,7 +290,7 @@ impl NetCheckpoint for NoNet {
     fn drain_outgoing(&self) -> LocalFuture<'_, ()> {
         Box::pin(async {})
     }
-    fn release_held(&self) -> LocalFuture<'_, ()> {
+    fn release_held(&self, _: Style) -> LocalFuture<'_, ()> {
         Box::pin(async {})
     }
     fn remirror_undelivered(&self) {}

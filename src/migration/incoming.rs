@@ -7,7 +7,7 @@ use crate::hooks::AnnounceSchedule;
 use crate::ram::RamReceiver;
 use crate::reader::Reader;
 use crate::status::Status;
-use crate::stream::{Command, DeviceLoader, Item, SectionHeader, StreamParser};
+use crate::stream::{Command, DeviceLoader, Frames, Item, SectionHeader, StreamParser};
 use crate::worker::Worker;
 use lockstep_memory::RamList;
 use lockstep_util::{Result, bail};
@@ -15,6 +15,7 @@ use lockstep_vmstate::{Decoder, LoadError, Prepared, StateRegistry};
 use serde_json::Value;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The receiving thread's state.
 pub(crate) struct Receiver {
@@ -63,6 +64,8 @@ pub(crate) struct Arrived {
     pub(crate) colo: bool,
     /// What the sender says of itself beyond the format.
     pub(crate) description: Option<Value>,
+    /// When all of it was here, which is soon after the devices were saved.
+    pub(crate) at: Instant,
 }
 
 /// Waits for the machine and brings it to life.
@@ -134,30 +137,47 @@ pub(crate) fn announce(core: &Core) {
 
 impl Receiver {
     fn new(core: &Core, channel: Arc<Channel>) -> Self {
-        let ram = RamReceiver::new(&core.env.ram);
+        let may_colo = core.capabilities.get().is_on("x-colo");
+        Self::with(channel, &core.env.machine, core.env.frames, &core.env.ram, &core.env.states, may_colo)
+    }
+
+    pub(crate) fn with(
+        channel: Arc<Channel>,
+        machine: &str,
+        frames: Frames,
+        list: &RamList,
+        states: &StateRegistry,
+        may_colo: bool,
+    ) -> Self {
+        let ram = RamReceiver::new(list);
         Self {
             reader: Reader::new(channel.clone()),
             channel,
-            parser: StreamParser::new(core.env.machine.clone(), ram.table().clone(), core.env.frames),
+            parser: StreamParser::new(machine, ram.table().clone(), frames),
             ram,
-            staged: Staged { states: core.env.states.clone(), prepared: Vec::new() },
+            staged: Staged { states: states.clone(), prepared: Vec::new() },
             device_bytes: Vec::new(),
             accounted: 0,
-            list: core.env.ram.clone(),
-            may_colo: core.capabilities.get().is_on("x-colo"),
+            list: list.clone(),
+            may_colo,
             colo: false,
             return_path: false,
         }
     }
 
     /// Takes a whole stream in.
-    fn load(&mut self) -> Result<Arrived> {
+    pub(crate) fn load(&mut self) -> Result<Arrived> {
         self.read_stream()?;
         if self.return_path && !self.colo {
             return_path_message(&self.channel, SHUT, 0)?;
         }
         let description = self.parser.take_description();
-        Ok(Arrived { devices: std::mem::take(&mut self.staged.prepared), colo: self.colo, description })
+        Ok(Arrived {
+            devices: std::mem::take(&mut self.staged.prepared),
+            colo: self.colo,
+            description,
+            at: Instant::now(),
+        })
     }
 
     /// Takes sections in until the stream (or the part of it that the parser was told of) is over.

@@ -119,7 +119,7 @@ const ANY: Kind = Number { min: 0, max: u64::MAX, what: "" };
 const ANNOUNCE: Kind = Number { min: 0, max: 100_000, what: "a value between 0 and 100000" };
 
 /// In the order in which `info migrate_parameters` prints them; those without a unit line of their own come after.
-const PARAMETERS: [Spec; 29] = [
+const PARAMETERS: [Spec; 30] = [
     spec("announce-initial", ANNOUNCE, 50, " ms"),
     spec("announce-max", ANNOUNCE, 550, " ms"),
     spec("announce-rounds", Number { min: 0, max: 1000, what: "a value between 0 and 1000" }, 5, ""),
@@ -175,6 +175,8 @@ const PARAMETERS: [Spec; 29] = [
     spec("multifd-qatzip-level", Number { min: 1, max: 9, what: "a value between 1 and 9" }, 1, ""),
     // Ours: an event for each checkpoint.
     spec("x-checkpoint-events", Flag, 0, ""),
+    // Ours: whether the secondary's guest runs alongside.
+    spec("x-checkpoint-style", Word(&["auto", "lockstep", "buffered"], 3), 0, ""),
 ];
 
 /// How many of the table are printed by `info migrate_parameters`.
@@ -374,7 +376,7 @@ mod tests {
         assert_eq!(p, Parameters::default());
         p.set([("x-checkpoint-delay", json!(0)), ("max-bandwidth", json!(u64::MAX))]).unwrap();
         assert_eq!((p.number("x-checkpoint-delay"), p.number("max-bandwidth")), (0, u64::MAX));
-        assert_eq!(p.to_json().as_object().unwrap().len(), 29);
+        assert_eq!(p.to_json().as_object().unwrap().len(), 30);
     }
 
     #[test]

@@ -118,13 +118,14 @@ impl NetRegistry {
     }
 
     /// Primary, stopped, all of the checkpoint having arrived at the secondary: releases held packets and makes both
-    /// sides' connections equal, in every compare object.
-    pub async fn compare_checkpoint_flush(&self) {
+    /// sides' connections equal, in every compare object. `buffered` says that the secondary's guest will stand still:
+    /// what is held from then on asks for a checkpoint.
+    pub async fn compare_checkpoint_flush(&self, buffered: bool) {
         let compares: Vec<_> = self.inner.compares.borrow().values().cloned().collect();
         for compare in compares {
             let source = self.inner.chardevs.loopback_peer(compare.primary_in());
             let bytes = source.and_then(|id| self.inner.chardevs.accepted_bytes(&id));
-            compare.flush(bytes).await;
+            compare.flush(bytes, buffered).await;
         }
     }
 

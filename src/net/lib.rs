@@ -29,7 +29,7 @@ pub mod wire;
 
 pub use announce::AnnounceParameters;
 pub use checkpoint::NetTables;
-pub use colo::{CheckpointNotifier, ColoCompare, IoThreadRef};
+pub use colo::{CheckpointNotifier, ColoCompare, IoThreadRef, Need};
 pub use netdev::NicReceiver;
 pub use nic::{MacAddress, NetPeer, NicInfo, format_mac};
 pub use objects::Filter;

@@ -252,6 +252,11 @@ impl Netdev {
         self.world.secondary.load(Ordering::Acquire) && self.chain.read().iter().any(|node| node.injects_to_guest())
     }
 
+    /// Whether this is a secondary's backend whose guest does not run. What finds no room in its queue is lost then.
+    pub fn stands(&self) -> bool {
+        self.is_silent() && !*self.world.running.borrow()
+    }
+
     /// Whether more frames for the card may be read from where they come from: the card takes them, and so do the mirrors.
     pub fn has_room(&self) -> bool {
         let takes = |node: &Arc<FilterNode>| match &node.action {

@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Weak, time::Duration};
 
-use lockstep_migration::hooks::{LocalFuture, NetCheckpoint};
+use lockstep_migration::{
+    colo::Style,
+    hooks::{LocalFuture, NetCheckpoint},
+};
 use lockstep_net::{
     NetRegistry, NetTables,
     compare::{CompareStats, Protocol, Reason},
@@ -107,10 +110,10 @@ impl NetCheckpoint for ColoNet {
         })
     }
 
-    fn release_held(&self) -> LocalFuture<'_, ()> {
+    fn release_held(&self, style: Style) -> LocalFuture<'_, ()> {
         Box::pin(async move {
             if let Some(net) = self.net() {
-                net.compare_checkpoint_flush().await;
+                net.compare_checkpoint_flush(style == Style::Buffered).await;
                 net.mirror_again();
             }
         })

@@ -1,6 +1,6 @@
 //! What a migration asks of this machine.
 
-use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, sync::Arc};
+use std::{cell::RefCell, os::fd::OwnedFd, rc::Rc, sync::Arc, time::Instant};
 
 use lockstep_accel::tcg::{Adjust, Icount, IcountState};
 use lockstep_block::replication::{ReplicationMode, all};
@@ -12,7 +12,7 @@ use lockstep_migration::{
     hooks::{AnnounceSchedule, ColoMode, DiskReplication, Event, LocalFuture, StopReason, VmControl},
     stream::Frames,
 };
-use lockstep_net::compare::Reason;
+use lockstep_net::{Need, compare::Reason};
 use lockstep_qapi::{
     EventMessage,
     schema::{RunState, ShutdownCause},
@@ -91,7 +91,8 @@ pub fn create(vm: &Rc<Vm>) -> Result<Migration> {
         steps,
     });
     let trigger = migration.checkpoint_trigger();
-    vm.net.set_checkpoint_notifier(Some(Arc::new(move |divergence| {
+    vm.net.set_checkpoint_notifier(Some(Arc::new(move |need| {
+        let Need::Divergence(divergence) = need else { return trigger.request(CheckpointCause::Output) };
         let cause = match divergence.reason {
             Reason::Unanswered | Reason::AcknowledgementLags => CheckpointCause::Timeout,
             Reason::TooManyConnections => CheckpointCause::Full,
@@ -156,6 +157,18 @@ impl VmControl for Hooks {
     fn advance_clock(&self, ns: i64) {
         if let Ok(vm) = self.vm() {
             vm.clocks.set_virtual_ns(vm.clocks.now_ns(Clock::Virtual).saturating_add(ns));
+            if let (Accelerator::Kvm(kvm), Ok(ns)) = (&vm.accelerator, u64::try_from(ns)) {
+                let moved = kvm.clock().and_then(|clock| kvm.set_clock(clock.saturating_add(ns)));
+                moved.unwrap_or_else(|e| report::error(e.message()));
+            }
+        }
+    }
+
+    fn loads_state_of(&self, at: Option<Instant>) {
+        if let Ok(vm) = self.vm()
+            && let Accelerator::Kvm(kvm) = &vm.accelerator
+        {
+            kvm.set_saved_at(at);
         }
     }
 

@@ -8,7 +8,7 @@ const PAUSES: usize = 4096;
 /// Events that are remembered.
 const EVENTS: usize = 200;
 /// Causes in the order in which they are shown.
-pub const CAUSES: [&str; 6] = ["timer", "mismatch", "timeout", "full", "parameter", "command"];
+pub const CAUSES: [&str; 7] = ["timer", "mismatch", "timeout", "full", "parameter", "command", "output"];
 
 /// Both sides and what happened.
 #[derive(Debug)]

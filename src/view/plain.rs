@@ -37,6 +37,11 @@ pub fn figures(side: &Side) -> Vec<(&'static str, String)> {
         figures.push(("causes", counts(&side.statistics["causes"])));
         figures.push(("differences", counts(&side.statistics["divergences"])));
     }
+    if let Some(style) = side.statistics["style"].as_str() {
+        let (count, time) = (side.count("/switches").unwrap_or(0), side.count("/buffered-time").unwrap_or(0));
+        let buffered = if count == 0 { String::new() } else { format!(", buffered for {:.1} s", time as f64 / 1000.0) };
+        figures.push(("style", format!("{style}{buffered}")));
+    }
     let pause = |name: &str| {
         side.count(&format!("/pause/{name}"))
             .map_or_else(|| "-".into(), |micro| format!("{:.1}", micro as f64 / 1000.0))

@@ -11,11 +11,19 @@ use ratatui::widgets::{Axis, Bar, BarChart, Block, BorderType, Chart, Dataset, G
 /// Seconds of pauses that are shown.
 const WINDOW: f64 = 120.0;
 /// Colours of causes, in the order of [`CAUSES`]; the last is for those not known.
-const COLORS: [Color; 7] =
-    [Color::Cyan, Color::Yellow, Color::Red, Color::Magenta, Color::Green, Color::Blue, Color::DarkGray];
-const UNKNOWN: usize = 6;
+const COLORS: [Color; 8] = [
+    Color::Cyan,
+    Color::Yellow,
+    Color::Red,
+    Color::Magenta,
+    Color::Green,
+    Color::Blue,
+    Color::LightYellow,
+    Color::DarkGray,
+];
+const UNKNOWN: usize = 7;
 /// Lines of a side's figures with their border.
-const SIDE_HEIGHT: u16 = 11;
+const SIDE_HEIGHT: u16 = 12;
 
 /// Draws everything. `now`: seconds since 1970.
 pub fn draw(frame: &mut Frame<'_>, model: &Model, now: f64) {
@@ -23,7 +31,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model, now: f64) {
         Constraint::Length(1),
         Constraint::Length(SIDE_HEIGHT),
         Constraint::Min(8),
-        Constraint::Length(8),
+        Constraint::Length(9),
     ])
     .areas(frame.area());
     frame.render_widget(heading(model, now), head);
@@ -150,7 +158,7 @@ mod tests {
     const NOW: f64 = 1_700_000_000.0;
 
     fn picture(model: &Model) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(100, 32)).unwrap();
+        let mut terminal = Terminal::new(TestBackend::new(100, 34)).unwrap();
         terminal.draw(|frame| draw(frame, model, NOW)).unwrap();
         terminal.backend().to_string()
     }
@@ -165,7 +173,8 @@ mod tests {
                 "divergences": {"tcp": 5, "udp": 0, "icmp": 0, "other": 0},
                 "pause": {"last": 2100, "median": 1900, "p99": 7200, "max": 31000, "total": 99000},
                 "bytes": 12_345_678, "pages": 3000, "last-bytes": 65_536, "last-pages": 12,
-                "held-packets": 2, "held-bytes": 2900, "lost-frames": 0}})));
+                "held-packets": 2, "held-bytes": 2900, "lost-frames": 0,
+                "style": "lockstep", "switches": 2, "buffered-time": 12_345}})));
         }
         for number in 0..60 {
             let at = NOW - 119.0 + f64::from(number) * 2.0;

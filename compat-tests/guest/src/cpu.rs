@@ -86,6 +86,11 @@ fn rdmsr(index: u32) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// The time stamp counter and its rate in kHz.
+pub fn counter() -> (u64, u64) {
+    (rdtsc(), TSC_KHZ.load(Relaxed))
+}
+
 /// Guest time in microseconds. It never runs backwards and leaves out gaps: a failover or a migration may make the counter jump,
 /// and TCP timers and timestamps must not notice.
 pub fn now_us() -> u64 {

@@ -1,5 +1,5 @@
 //! One HTTP/1.1 connection: requests one after another, bodies as they come.
-use crate::cpu::{Entropy, now_us};
+use crate::cpu::{Entropy, counter, now_us};
 use crate::crc32c;
 use crate::dirty::{Dirtier, MAX_PAGES};
 use crate::store::{Change, MAX_KEY, MAX_VALUE, Store};
@@ -259,6 +259,10 @@ impl Http {
                 }
                 _ => self.answer("400 Bad Request", TEXT, b""),
             },
+            ("GET", "/clock") => {
+                let (tsc, khz) = counter();
+                self.answer("200 OK", TEXT, format!("tsc {tsc}\nkhz {khz}\n").as_bytes());
+            }
             ("GET", "/stats") => {
                 let body = (world.stats)(world);
                 self.answer("200 OK", JSON, body.as_bytes());
@@ -267,7 +271,7 @@ impl Http {
                 "200 OK",
                 TEXT,
                 b"PUT|GET|DELETE /kv/KEY, GET /random, GET /bulk?bytes=N&seed=S, POST /bulk, GET /counter, \
-                  POST /dirty?pages_per_second=N&pages=M, POST /dirty?once=N, GET /stats\n",
+                  POST /dirty?pages_per_second=N&pages=M, POST /dirty?once=N, GET /clock, GET /stats\n",
             ),
             ("GET", _) => self.answer("404 Not Found", TEXT, b""),
             _ => self.answer("405 Method Not Allowed", TEXT, b""),

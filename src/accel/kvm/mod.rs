@@ -14,6 +14,7 @@ pub use kvmclock::{KvmClock, NoKvmClock};
 use std::{
     os::fd::AsRawFd,
     sync::{Arc, OnceLock},
+    time::Instant,
 };
 
 use kvm_bindings::{
@@ -51,6 +52,8 @@ pub struct KvmMachine {
     /// State of the timer and the clock while the guest stands: the kernel's run on.
     stopped_pit: Mutex<Option<PitState>>,
     stopped_clock: Mutex<Option<u64>>,
+    /// When the state was saved that is loaded now, if its guest's counters went on since.
+    saved_at: Arc<Mutex<Option<Instant>>>,
 }
 
 impl KvmMachine {
@@ -100,6 +103,7 @@ impl KvmMachine {
             software: OnceLock::new(),
             stopped_pit: Mutex::new(None),
             stopped_clock: Mutex::new(None),
+            saved_at: Arc::default(),
         };
         // The guest stands until it is started.
         this.stopped()?;
@@ -151,8 +155,8 @@ impl KvmMachine {
         let software = self.software.get().cloned();
         let (memory, ports) = (memory.clone(), ports.clone());
         let debug_flags = self.vm.check_extension_raw(debug::CAP_SET_GUEST_DEBUG2).max(0) as u32;
-        let msrs = self.msr_indices.clone();
-        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, msrs, memory, ports, software, debug_flags)?))
+        let (msrs, saved_at) = (self.msr_indices.clone(), self.saved_at.clone());
+        Ok(Box::new(KvmVcpu::new(fd, index, cpuid, msrs, memory, ports, software, debug_flags, saved_at)?))
     }
 
     /// Gives a vCPU the banks of machine checks that all have. A host without them has none to report.
@@ -187,6 +191,12 @@ impl KvmMachine {
             Some(clock) => Ok(clock),
             None => self.read_clock(),
         }
+    }
+
+    /// vCPU states that are loaded from now on were saved at `at`, on a host where the guest's time stamp counter has gone on since:
+    /// it is loaded as far ahead. `None`: it is loaded as it was saved.
+    pub fn set_saved_at(&self, at: Option<Instant>) {
+        *self.saved_at.lock() = at;
     }
 
     /// Sets the guest's paravirtual clock.

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use kvm_bindings::{
@@ -22,6 +23,7 @@ use kvm_ioctls::VcpuFd;
 use lockstep_hw::core::{IoCpu, IoRegisters, set_io_cpu};
 use lockstep_memory::AddressSpace;
 use lockstep_util::{Result, err};
+use parking_lot::Mutex;
 
 use super::{
     debug,
@@ -68,6 +70,8 @@ pub struct KvmVcpu {
     software: Option<Arc<lockstep_cpu::Machine>>,
     /// The last exit was I/O whose instruction the kernel has yet to complete.
     io_pending: bool,
+    /// When the state was saved that is loaded, if the counter went on since.
+    saved_at: Arc<Mutex<Option<Instant>>>,
     /// A debugger's wishes.
     debug: DebugControl,
     /// Flags of `KVM_SET_GUEST_DEBUG` that the host has.
@@ -84,6 +88,7 @@ impl KvmVcpu {
         ports: AddressSpace,
         software: Option<Arc<lockstep_cpu::Machine>>,
         debug_flags: u32,
+        saved_at: Arc<Mutex<Option<Instant>>>,
     ) -> Result<Self> {
         let exit_wanted = Arc::new(AtomicBool::new(false));
         let eax = |function| cpuid.iter().find(|e| e.function == function).map(|e| e.eax);
@@ -104,6 +109,7 @@ impl KvmVcpu {
             io_pending: false,
             debug: DebugControl::default(),
             debug_flags,
+            saved_at,
         };
         // Only MSRs that can be read are moved: some hosts list ones that they refuse.
         let readable = cpu.msr_indices.iter().copied().filter(|&i| cpu.read_msrs(&[i]).is_ok_and(|v| v.len() == 1));
@@ -340,6 +346,12 @@ impl KvmVcpu {
         Ok(state)
     }
 
+    /// How far the time stamp counter went on since the state was saved that is loaded.
+    fn counted_since_saved(&self) -> u64 {
+        let Some(at) = *self.saved_at.lock() else { return 0 };
+        cycles(at.elapsed(), self.fd.get_tsc_khz().unwrap_or(0))
+    }
+
     fn load_special(&self, state: &CpuState) -> Result<()> {
         let [es, cs, ss, ds, fs, gs] = state.segs.map(|s| segment_for_kvm(&s));
         let sregs = kvm_sregs {
@@ -492,6 +504,7 @@ impl Vcpu for KvmVcpu {
             .map(|(i, v)| match i {
                 // QEMU fills up what is above the widest address.
                 msr::MTRR_PHYS_BASE0..=msr::MTRR_PHYS_MASK7 => (i, v & ((1 << self.address_bits) - 1)),
+                msr::TSC => (i, v.wrapping_add(self.counted_since_saved())),
                 _ => (i, v),
             })
             .filter(|&(i, _)| {
@@ -550,6 +563,11 @@ impl Vcpu for KvmVcpu {
     fn id(&self) -> u32 {
         self.id
     }
+}
+
+/// Cycles of a counter of so many kHz.
+fn cycles(time: Duration, khz: u32) -> u64 {
+    u64::try_from(time.as_nanos() * u128::from(khz) / 1_000_000).unwrap_or(0)
 }
 
 fn general(r: &kvm_regs) -> [u64; 16] {

@@ -7,16 +7,20 @@
 //! * the primary releases held packets when the secondary has said "received", never before;
 //! * every wait for the peer can be broken off, which is what [`Colo::request_failover`] does first.
 
+mod intake;
 mod message;
 pub(crate) mod primary;
 pub(crate) mod secondary;
 mod statistics;
 mod steps;
+mod style;
 mod trigger;
 
+pub use intake::take_in;
 pub use message::Message;
 pub use statistics::{CheckpointFigures, CheckpointStatistics};
 pub use steps::{Part, STEPS, Step, StepHook, Steps, steps_of};
+pub use style::Style;
 pub use trigger::{CheckpointCause, CheckpointTrigger};
 
 use crate::core::Core;
@@ -24,6 +28,7 @@ use crate::hooks::{ColoExitReason, ColoMode, Event};
 use lockstep_util::{Result, bail};
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// How far a failover is.
@@ -54,6 +59,8 @@ pub(crate) struct Colo {
     statistics: RefCell<CheckpointStatistics>,
     /// A secondary's checkpoint that the primary counts on and that the machine has not become yet.
     unapplied: RefCell<Option<secondary::Checkpoint>>,
+    /// Since when the primary's guest runs ahead of a secondary's that stands still.
+    behind: Cell<Option<Instant>>,
 }
 
 impl Colo {
@@ -68,6 +75,7 @@ impl Colo {
             trigger: CheckpointTrigger::default(),
             statistics: RefCell::default(),
             unapplied: RefCell::default(),
+            behind: Cell::new(None),
         }
     }
 
@@ -135,6 +143,7 @@ impl Colo {
         self.exit_told.set(false);
         self.stopped_by_user.take();
         self.unapplied.take();
+        self.behind.take();
         *self.statistics.borrow_mut() = CheckpointStatistics::default();
     }
 
@@ -163,6 +172,14 @@ async fn at(core: &Core, step: &'static str) {
     }
 }
 
+/// The guest of a secondary runs: its clocks are where those of the primary are, which ran ahead.
+async fn start_behind(core: &Core) {
+    if let Some(since) = core.colo.behind.take() {
+        core.env.vm.advance_clock(i64::try_from(since.elapsed().as_nanos()).unwrap_or(0));
+    }
+    core.env.vm.start().await;
+}
+
 /// Tells that the pair came apart, once.
 fn tell_exit(core: &Core, mode: ColoMode, reason: ColoExitReason) {
     if !core.colo.exit_told.replace(true) {
@@ -171,8 +188,9 @@ fn tell_exit(core: &Core, mode: ColoMode, reason: ColoExitReason) {
 }
 
 /// What this side can do beyond QEMU's protocol: tell of connections with a checkpoint, send pages ahead of it, and, as a secondary,
-/// keep the new epoch's frames and disk writes back until it has become what the checkpoint says.
-const FEATURES: [&str; 3] = ["connections", "ram-ahead", "early-run"];
+/// keep the new epoch's frames and disk writes back until it has become what the checkpoint says, and let its guest stand still
+/// between checkpoints.
+const FEATURES: [&str; 4] = ["connections", "ram-ahead", "early-run", "buffered"];
 
 /// What a sender says of itself at the end of the stream, so that a receiver of the same make answers; others pass over it.
 pub(crate) fn advertisement(core: &Core) -> Option<Value> {

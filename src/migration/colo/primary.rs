@@ -1,6 +1,7 @@
 //! The primary's side of a pair.
 
-use super::{CheckpointCause, CheckpointFigures, Failover, Message, at, note_checkpoint, tell_exit};
+use super::style::Chooser;
+use super::{CheckpointCause, CheckpointFigures, Failover, Message, Style, at, note_checkpoint, tell_exit};
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
 use crate::outgoing::Sender;
@@ -11,7 +12,7 @@ use lockstep_util::{Result, bail};
 use lockstep_vmstate::Encoder;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ fn is_open(channel: &OwnedFd) -> bool {
 pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
     core.set_status(Status::Colo);
-    let Err(e) = Pair { core, worker, connections: false, ram_ahead: false, early_run: false }.checkpoints().await;
+    let Err(e) = Pair::new(core, worker).checkpoints().await;
     // The other side need not find out by itself.
     core.yank.pull();
     if !core.colo.is_failover_asked() {
@@ -94,6 +95,9 @@ struct Pair<'a> {
     ram_ahead: bool,
     /// The secondary may still be loading when this side runs again.
     early_run: bool,
+    /// The secondary's guest may stand still between checkpoints.
+    may_buffer: bool,
+    chooser: Chooser,
 }
 
 /// Fewer dirty bytes than this wait for the checkpoint.
@@ -103,14 +107,20 @@ pub(super) const AHEAD_EVERY: Duration = Duration::from_millis(200);
 /// How many passes are made ahead of a checkpoint that was asked for; each has to be half of the one before.
 const AHEAD_PASSES: u32 = 3;
 
-impl Pair<'_> {
+impl<'a> Pair<'a> {
+    fn new(core: &'a Core, worker: &'a Worker<Sender>) -> Self {
+        let chooser = Chooser::new(Instant::now());
+        let (connections, ram_ahead, early_run, may_buffer) = (false, false, false, false);
+        Self { core, worker, connections, ram_ahead, early_run, may_buffer, chooser }
+    }
+
     /// Makes checkpoints until something fails.
     async fn checkpoints(mut self) -> Result<Infallible> {
         let core = self.core;
         core.env.steps.at("primary-wait-ready").await?;
         // What the guest said before belongs to the state that was sent: nobody else could ever contradict it.
         core.env.net.drain_mirrors().await;
-        core.env.net.release_held().await;
+        core.env.net.release_held(Style::Lockstep).await;
         let (answer, fd, probe) = self
             .worker
             .run(|sender| {
@@ -123,7 +133,7 @@ impl Pair<'_> {
         let features = answer.as_ref().and_then(|a| a["features"].as_array());
         let can = |what: &str| features.is_some_and(|f| f.iter().any(|f| f == what));
         (self.connections, self.ram_ahead) = (can("connections"), can("ram-ahead"));
-        self.early_run = can("early-run");
+        (self.early_run, self.may_buffer) = (can("early-run"), can("buffered") && can("early-run"));
         // SAFETY: an OwnedFd keeps its descriptor open, the same one, until it is dropped by the AsyncFd.
         let watch = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(std::io::Error::from)?;
         core.env.disks.start_all(ColoMode::Primary).await?;
@@ -133,32 +143,60 @@ impl Pair<'_> {
         loop {
             let cause = self.next_cause(last, &watch).await?;
             last = Instant::now();
+            let wish = self.wish();
+            let style = self.chooser.choose(last, wish);
             self.send_ahead().await?;
-            self.checkpoint(cause).await?;
+            self.checkpoint(cause, style).await?;
+            self.chooser.made(last.elapsed(), cause.is_difference());
+            if wish != self.wish() {
+                // It was settled too early for what was asked for meanwhile.
+                core.colo.trigger.parameter_changed();
+            }
+        }
+    }
+
+    /// How the guests have to go on after checkpoints, if that is not this side's choice.
+    fn wish(&self) -> Option<Style> {
+        match self.core.parameters.borrow().text("x-checkpoint-style") {
+            _ if !self.may_buffer => Some(Style::Lockstep),
+            "lockstep" => Some(Style::Lockstep),
+            "buffered" => Some(Style::Buffered),
+            _ => None,
         }
     }
 
     /// Lets the guest run again, if the user has not stopped it. Returns how long it stood.
-    async fn go_on(&self, stopped: Instant) -> Duration {
+    async fn go_on(&mut self, stopped: Instant) -> Duration {
         let vm = &self.core.env.vm;
         match self.core.colo.stopped_by_user.take() {
             Some(state) => vm.set_run_state(&state),
             None => vm.start().await,
         }
-        stopped.elapsed()
+        let pause = stopped.elapsed();
+        self.chooser.runs(Instant::now(), pause);
+        pause
     }
 
     /// Waits until a checkpoint is due; fails when the peer is gone. Meanwhile pages are sent ahead, so that there are few left then.
     async fn next_cause(&self, last: Instant, watch: &AsyncFd<OwnedFd>) -> Result<CheckpointCause> {
         let delay = Duration::from_millis(self.core.parameters.borrow().number("x-checkpoint-delay"));
         let mut ahead = Instant::now() + AHEAD_EVERY;
+        let due = self.chooser.trial().unwrap_or(last + delay).min(last + delay);
+        let not_before = self.chooser.not_before();
+        let requested = async {
+            if let Some(at) = not_before.filter(|at| *at > Instant::now()) {
+                tokio::time::sleep_until(at.into()).await;
+            }
+            self.core.colo.trigger.requested().await
+        };
+        tokio::pin!(requested);
         loop {
             tokio::select! {
                 biased;
                 () = self.core.colo.failover_asked() => bail!("The secondary was given up"),
-                cause = self.core.colo.trigger.requested() => return Ok(cause),
+                cause = &mut requested => return Ok(cause),
                 e = peer_spoke(watch) => return e.map(|n: Infallible| match n {}),
-                () = tokio::time::sleep_until((last + delay).into()) => return Ok(CheckpointCause::Timer),
+                () = tokio::time::sleep_until(due.into()) => return Ok(CheckpointCause::Timer),
                 () = tokio::time::sleep_until(ahead.into()), if self.ram_ahead => {
                     let began = Instant::now();
                     self.worker.run(Sender::send_ahead).await?;
@@ -182,7 +220,7 @@ impl Pair<'_> {
         Ok(())
     }
 
-    async fn checkpoint(&self, cause: CheckpointCause) -> Result<()> {
+    async fn checkpoint(&mut self, cause: CheckpointCause, style: Style) -> Result<()> {
         let core = self.core;
         let (vm, net, disks) = (&core.env.vm, &core.env.net, &core.env.disks);
         core.env.steps.at("primary-request").await?;
@@ -207,18 +245,24 @@ impl Pair<'_> {
         disks.checkpoint_all().await?;
         net.drain_mirrors().await;
         net.remirror_undelivered();
-        let connections = if self.connections { net.export_connections() } else { None };
+        let mut extension = Map::new();
+        if let Some(connections) = net.export_connections().filter(|_| self.connections) {
+            extension.insert("connections".into(), connections);
+        }
+        if style == Style::Buffered {
+            extension.insert("buffered".into(), true.into());
+        }
         core.env.steps.at("primary-send").await?;
-        let sent = self.worker.run(move |sender| sender.send_checkpoint(connections)).await?;
+        let sent = self.worker.run(move |sender| sender.send_checkpoint(extension)).await?;
 
         core.env.steps.at("primary-received").await?;
         // What was asked for until now is settled by this checkpoint; what is asked for from now on is not.
         let protocol = core.colo.trigger.protocol(cause);
         core.colo.trigger.rearm();
         let loaded = self.worker.run(|s| s.expect(Message::VmstateLoaded));
-        net.release_held().await;
+        net.release_held(style).await;
         core.env.steps.at("primary-released").await?;
-        // Whatever the guest says now is held until the secondary, in the new epoch, has said it too.
+        // Whatever the guest says now is held until the secondary, in the new epoch, has said it too, or has the next checkpoint.
         let mut pause = None;
         if self.early_run {
             pause = Some(self.go_on(stopped).await);
@@ -231,6 +275,7 @@ impl Pair<'_> {
         };
         let figures =
             CheckpointFigures { number: 0, cause: Some(cause), protocol, pause, bytes: sent.bytes, pages: sent.pages };
+        core.colo.statistics.borrow_mut().go_on_in(style, Instant::now());
         note_checkpoint(core, ColoMode::Primary, figures);
         Ok(())
     }
@@ -271,7 +316,7 @@ impl Sender {
     }
 
     /// Sends RAM and devices and waits until the secondary has them. All that fits goes out in one write.
-    fn send_checkpoint(&mut self, connections: Option<Value>) -> Result<Sent> {
+    fn send_checkpoint(&mut self, extension: Map<String, Value>) -> Result<Sent> {
         // Before RAM, for a device's last word may be a write to RAM.
         let mut devices = Encoder::with_buffer(std::mem::take(&mut self.devices));
         let mut writer = StreamWriter::new(&mut devices, self.frames);
@@ -280,8 +325,8 @@ impl Sender {
         self.devices = devices.into_bytes();
         saved?;
 
-        if let Some(connections) = connections {
-            self.say_extension(&json!({"connections": connections}));
+        if !extension.is_empty() {
+            self.say_extension(&extension.into());
         }
         self.say(Message::VmstateSend);
         if self.frames.switchover_start {

@@ -1,7 +1,7 @@
 //! The secondary's side of a pair.
 
 use super::message::{Request, say};
-use super::{CheckpointFigures, FEATURES, Failover, Message, at, note_checkpoint, tell_exit};
+use super::{CheckpointFigures, FEATURES, Failover, Message, Style, at, note_checkpoint, start_behind, tell_exit};
 use crate::channel::Channel;
 use crate::core::Core;
 use crate::hooks::{ColoExitReason, ColoMode, StopReason};
@@ -61,7 +61,7 @@ async fn failover(core: &Core, worker: &Worker<Receiver>) {
             at(core, "secondary-failover-announce").await;
             announce(core);
             at(core, "secondary-failover-start").await;
-            core.env.vm.start().await;
+            start_behind(core).await;
             at(core, "secondary-failover-end").await;
         }
         Err(e) => {
@@ -94,11 +94,33 @@ pub(super) struct Checkpoint {
     /// What came since the one before.
     bytes: u64,
     channel: Arc<Channel>,
+    /// When it began to arrive, which is soon after the devices were saved.
+    at: Instant,
 }
 
 impl std::fmt::Debug for Checkpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Checkpoint({} devices)", self.devices.len())
+    }
+}
+
+/// Loads the devices, which were saved at `at`.
+fn load_devices(core: &Core, devices: Vec<Prepared>, at: Instant) {
+    core.env.vm.loads_state_of(Some(at));
+    devices.into_iter().for_each(Prepared::commit);
+    core.env.vm.loads_state_of(None);
+}
+
+impl Checkpoint {
+    /// Loads its devices, with no regard to time.
+    pub(super) fn commit(self) {
+        self.devices.into_iter().for_each(Prepared::commit);
+    }
+
+    /// How the guests go on after it.
+    fn style(&self) -> Style {
+        let buffered = self.extension.as_ref().is_some_and(|e| e["buffered"] == true);
+        if buffered { Style::Buffered } else { Style::Lockstep }
     }
 }
 
@@ -112,7 +134,7 @@ impl Pair<'_> {
             r.ram.begin_checkpoints()
         };
         self.worker.run(begin).await?;
-        arrived.devices.into_iter().for_each(Prepared::commit);
+        load_devices(core, arrived.devices, arrived.at);
         core.env.vm.activate_disks().await?;
         core.env.steps.at("secondary-start").await?;
         core.env.disks.start_all(ColoMode::Secondary).await?;
@@ -162,21 +184,22 @@ impl Pair<'_> {
         disks.gate_peer_writes(true);
         // Straight from here: a change of threads would be part of the primary's pause. A word always finds room on the channel.
         say(&checkpoint.channel, Message::VmstateReceived)?;
-        let received = Instant::now();
+        core.colo.behind.set(self.primary_runs_early.then(Instant::now));
 
         // A failover that is asked for from here on waits until the checkpoint is applied.
-        let bytes = checkpoint.bytes;
+        let (bytes, style) = (checkpoint.bytes, checkpoint.style());
         core.colo.unapplied.replace(Some(checkpoint));
         core.env.steps.at("secondary-received").await?;
         let pages = self.apply().await?;
         core.env.steps.at("secondary-applied").await?;
         self.still_together()?;
-        if self.primary_runs_early {
-            // Its guest's timers are as far ahead as it is.
-            vm.advance_clock(i64::try_from(received.elapsed().as_nanos()).unwrap_or(0));
+        let say = self.worker.run(|r| r.say(Message::VmstateLoaded));
+        match style {
+            Style::Lockstep => tokio::join!(start_behind(core), say).1?,
+            // It runs when a checkpoint says so, or when it is alone.
+            Style::Buffered => say.await?,
         }
-        let ((), said) = tokio::join!(vm.start(), self.worker.run(|r| r.say(Message::VmstateLoaded)));
-        said?;
+        core.colo.statistics.borrow_mut().go_on_in(style, Instant::now());
         let figures = CheckpointFigures { pause: stopped.elapsed(), bytes, pages, ..CheckpointFigures::default() };
         note_checkpoint(core, ColoMode::Secondary, figures);
         Ok(())
@@ -197,7 +220,7 @@ impl Pair<'_> {
         core.env.steps.at("secondary-ram-applied").await?;
         disks.gate_peer_writes(false);
         let Some(checkpoint) = core.colo.unapplied.take() else { return Ok(pages) };
-        checkpoint.devices.into_iter().for_each(Prepared::commit);
+        load_devices(core, checkpoint.devices, checkpoint.at);
         if let Some(connections) = checkpoint.extension.as_ref().and_then(|e| e.get("connections")) {
             net.import_connections(connections);
         }
@@ -216,7 +239,7 @@ impl Pair<'_> {
 
 impl Receiver {
     /// Waits until a checkpoint begins; pages that come ahead of it are put by.
-    fn wait_for_checkpoint(&mut self) -> Result<()> {
+    pub(super) fn wait_for_checkpoint(&mut self) -> Result<()> {
         while self.expect_request()? == Request::RamAhead {
             self.receive_ram()?;
         }
@@ -235,8 +258,9 @@ impl Receiver {
     }
 
     /// Takes a checkpoint in, RAM into the copy, devices into memory, and validates all of it.
-    fn receive_checkpoint(&mut self) -> Result<Checkpoint> {
+    pub(super) fn receive_checkpoint(&mut self) -> Result<Checkpoint> {
         let extension = self.expect(Message::VmstateSend)?;
+        let at = Instant::now();
         self.receive_ram()?;
         self.expect(Message::VmstateSize)?;
         let size = u64::from_be_bytes(self.reader.take_array()?);
@@ -251,7 +275,7 @@ impl Receiver {
         let devices = std::mem::take(&mut self.staged.prepared);
         let received = self.reader.received();
         let bytes = received - std::mem::replace(&mut self.accounted, received);
-        Ok(Checkpoint { devices, extension, bytes, channel: self.channel.clone() })
+        Ok(Checkpoint { devices, extension, bytes, channel: self.channel.clone(), at })
     }
 
     fn prepare_devices(&mut self, bytes: &[u8]) -> Result<()> {

@@ -1,8 +1,8 @@
 //! Figures of checkpoints.
 
-use super::CheckpointCause;
+use super::{CheckpointCause, Style};
 use serde_json::{Map, Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many pauses are kept for the median and the 99th percentile.
 const KEPT: usize = 1024;
@@ -62,6 +62,13 @@ pub struct CheckpointStatistics {
     pub longest_pause: Duration,
     /// All pauses together.
     pub total_pause: Duration,
+    /// How the secondary keeps up.
+    pub style: Style,
+    /// How often that has changed.
+    pub switches: u64,
+    /// How long output was buffered, up to when that last began or ended.
+    buffered: Duration,
+    buffered_since: Option<Instant>,
     recent: Vec<Duration>,
 }
 
@@ -88,6 +95,21 @@ impl CheckpointStatistics {
         self.last = figures;
     }
 
+    /// The checkpoint at hand is made, and how the guests go on is known.
+    pub(super) fn go_on_in(&mut self, style: Style, now: Instant) {
+        if style == std::mem::replace(&mut self.style, style) {
+            return;
+        }
+        self.switches += 1;
+        self.buffered = self.buffered_time(now);
+        self.buffered_since = (style == Style::Buffered).then_some(now);
+    }
+
+    /// How long output was buffered, altogether.
+    fn buffered_time(&self, now: Instant) -> Duration {
+        self.buffered + self.buffered_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
     /// The pause that `percent` of the last thousand did not exceed.
     pub fn pause_percentile(&self, percent: usize) -> Duration {
         let mut recent = self.recent.clone();
@@ -105,6 +127,8 @@ impl CheckpointStatistics {
         json!({
             "checkpoints": self.count, "causes": causes, "protocols": protocols,
             "bytes": self.bytes, "pages": self.pages, "last-bytes": self.last.bytes, "last-pages": self.last.pages,
+            "style": self.style.as_str(), "switches": self.switches,
+            "buffered-time": self.buffered_time(Instant::now()).as_millis() as u64,
             "pause": {
                 "last": micros(self.last.pause), "median": micros(self.pause_percentile(50)),
                 "p99": micros(self.pause_percentile(99)), "max": micros(self.longest_pause),
@@ -144,7 +168,8 @@ mod tests {
         note(CheckpointCause::Mismatch, Some("tcp"));
         note(CheckpointCause::Timeout, Some("udp"));
         let shown = statistics.to_json();
-        let causes = json!({"timer": 1, "mismatch": 1, "timeout": 1, "full": 0, "parameter": 0, "command": 0});
+        let causes =
+            json!({"timer": 1, "mismatch": 1, "timeout": 1, "full": 0, "parameter": 0, "command": 0, "output": 0});
         assert_eq!((&shown["causes"], statistics.last.number), (&causes, 3));
         assert_eq!(shown["protocols"], json!({"tcp": 1, "udp": 1, "icmp": 0, "other": 0}));
         let event = statistics.last.to_json();

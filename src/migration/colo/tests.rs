@@ -288,6 +288,50 @@ fn a_primary_that_runs_early_and_dies_leaves_the_checkpoint_that_it_counted_on()
 }
 
 #[test]
+fn with_buffered_output_the_secondary_stands_still_until_it_is_alone_or_lock_stepping_begins_again() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        let stands = |epoch| pair.secondary.whole_epoch() == Ok(epoch) && !pair.secondary.vm.is_running();
+        let both = [&pair.primary, &pair.secondary];
+        let figure = |m: &FakeMachine, name: &str| m.migration.checkpoint_statistics().to_json()[name].clone();
+        pair.primary.work(3);
+        pair.primary.set_style("buffered");
+        let both_are = |style: &str| both.iter().all(|m| figure(m, "style") == style);
+        until("the style changes", || stands(3) && both_are("buffered")).await;
+        for epoch in 4..8 {
+            pair.checkpoint(epoch).await;
+            assert!(stands(epoch) && pair.primary.vm.is_running());
+        }
+        assert!(both.iter().all(|m| figure(m, "style") == "buffered" && figure(m, "switches") == 1));
+        // A wish that comes in the middle of a checkpoint is not forgotten.
+        pair.primary.work(8);
+        pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
+        until("a checkpoint is under way", || !pair.primary.vm.is_running()).await;
+        pair.primary.set_style("lockstep");
+        until("it runs again", || pair.secondary.vm.is_running() && both_are("lockstep")).await;
+        pair.checkpoint(9).await;
+        assert!(both.iter().all(|m| figure(m, "style") == "lockstep" && figure(m, "switches") == 2));
+        pair.primary.work(10);
+        pair.primary.set_style("buffered");
+        until("the style changes again", || stands(10) && both_are("buffered")).await;
+        // What the primary's guest does now is nobody's business yet.
+        pair.primary.work(11);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let before = pair.secondary.vm.advanced.get();
+        pair.primary.migration.yank().pull();
+        pair.secondary_survives("buffered").await;
+        assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(10), 10));
+        let lag = Duration::from_nanos((pair.secondary.vm.advanced.get() - before).unsigned_abs());
+        assert!(
+            lag >= Duration::from_millis(20),
+            "its clock goes on from where the primary's would be, here by {lag:?}"
+        );
+    });
+}
+
+#[test]
 fn pages_ahead_of_a_checkpoint_do_not_show() {
     in_context(async {
         let pair = TestPair::new(Steps::default(), Steps::default());
@@ -316,7 +360,12 @@ fn the_delay_makes_checkpoints_and_setting_it_makes_one_at_once() {
 
 #[test]
 fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
-    for side in [ColoMode::Primary, ColoMode::Secondary] {
+    for (side, style) in [
+        (ColoMode::Primary, "lockstep"),
+        (ColoMode::Secondary, "lockstep"),
+        (ColoMode::Primary, "buffered"),
+        (ColoMode::Secondary, "buffered"),
+    ] {
         for step in steps_of(side, Part::Checkpoint) {
             in_context(async {
                 let hook = AtStep::new(step, 2);
@@ -328,6 +377,7 @@ fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
                     [b, a]
                 };
                 let pair = TestPair::new(a, b);
+                pair.primary.set_style(style);
                 pair.connect().await;
                 let yanks: Vec<MigrationYank> = [&pair.primary, &pair.secondary].map(|m| m.migration.yank()).into();
                 *hook.action.borrow_mut() = Some(Box::new(move || yanks.iter().for_each(MigrationYank::pull)));
@@ -336,8 +386,9 @@ fn a_channel_cut_at_any_step_leaves_a_whole_secondary() {
                 }
                 pair.epoch(3);
                 until(&format!("{step} is reached"), || hook.is_done()).await;
-                pair.secondary_survives(step).await;
-                pair.primary_survives(step).await;
+                let case = format!("{step}, {style}");
+                pair.secondary_survives(&case).await;
+                pair.primary_survives(&case).await;
             });
         }
     }
@@ -376,7 +427,7 @@ fn a_checkpoint_that_was_received_and_could_not_be_applied_is_applied_at_the_fai
         pair.epoch(3);
         let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
         until("the secondary tells", || told(&pair.secondary)).await;
-        assert_eq!(pair.world.released.get(), 3, "the primary has counted on it");
+        until("the primary has counted on it", || pair.world.released.get() == 3).await;
         pair.secondary_survives("applied later").await;
         assert_eq!(pair.secondary.whole_epoch(), Ok(3));
     });

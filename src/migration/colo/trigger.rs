@@ -16,15 +16,18 @@ pub enum CheckpointCause {
     Timeout,
     /// There was no room to compare more.
     Full,
-    /// `x-checkpoint-delay` was set.
+    /// `x-checkpoint-delay` or `x-checkpoint-style` was set.
     Parameter,
     /// A command asked for it (`xen-colo-do-checkpoint`).
     Command,
+    /// Buffered output waits for it.
+    Output,
 }
 
 impl CheckpointCause {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Timer, Self::Mismatch, Self::Timeout, Self::Full, Self::Parameter, Self::Command];
+    pub const ALL: [Self; 7] =
+        [Self::Timer, Self::Mismatch, Self::Timeout, Self::Full, Self::Parameter, Self::Command, Self::Output];
 
     /// A name for figures.
     pub fn as_str(self) -> &'static str {
@@ -35,7 +38,13 @@ impl CheckpointCause {
             Self::Full => "full",
             Self::Parameter => "parameter",
             Self::Command => "command",
+            Self::Output => "output",
         }
+    }
+
+    /// Whether the two sides made it necessary.
+    pub(crate) fn is_difference(self) -> bool {
+        matches!(self, Self::Mismatch | Self::Timeout | Self::Full)
     }
 }
 
@@ -80,12 +89,7 @@ impl CheckpointTrigger {
 
     /// The protocol of the difference that `cause` is about.
     pub(crate) fn protocol(&self, cause: CheckpointCause) -> Option<&'static str> {
-        match cause {
-            CheckpointCause::Mismatch | CheckpointCause::Timeout | CheckpointCause::Full => {
-                *self.shared.protocol.lock()
-            }
-            CheckpointCause::Timer | CheckpointCause::Parameter | CheckpointCause::Command => None,
-        }
+        if cause.is_difference() { *self.shared.protocol.lock() } else { None }
     }
 
     /// Waits for a request; it stays until [`rearm`](Self::rearm).

@@ -88,13 +88,15 @@ impl RamCache {
     /// When a block cannot be written, which its size excludes.
     pub fn apply(&mut self) -> Result<u64> {
         self.list.sync_dirty();
-        let mut pages = 0;
-        for block in &mut self.blocks {
-            pages += block.apply()?;
+        let mut runs = Vec::new();
+        for (at, block) in self.blocks.iter_mut().enumerate() {
+            block.take_runs(|start, len| runs.push(Run { block: at, start, len }));
         }
+        let pages = runs.iter().map(|run| run.len).sum();
+        copy(&self.blocks, &runs, pages)?;
         // Copying was itself logged.
         self.forget_writes();
-        Ok(pages)
+        Ok(pages as u64)
     }
 
     fn forget_writes(&self) {
@@ -103,28 +105,68 @@ impl RamCache {
     }
 }
 
+/// Pages that follow each other.
+struct Run {
+    block: usize,
+    start: usize,
+    len: usize,
+}
+
+/// So many pages are copied by several threads: one copies them in a millisecond.
+const PARALLEL_WORTH: usize = 2500;
+/// More threads than this find no more bandwidth.
+const MOST_THREADS: usize = 4;
+
+/// Copies runs of so many pages together into the guest. Its vCPUs stand, so that the host's processors are free.
+fn copy(blocks: &[CachedBlock], runs: &[Run], pages: usize) -> Result<()> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = (pages / PARALLEL_WORTH + 1).min(processors).min(MOST_THREADS);
+    let copy_all = |runs: &[Run]| runs.iter().try_for_each(|run| blocks[run.block].copy(run));
+    if threads == 1 {
+        return copy_all(runs);
+    }
+    std::thread::scope(|scope| {
+        let parts: Vec<_> =
+            shares(runs, pages.div_ceil(threads)).map(|part| scope.spawn(move || copy_all(part))).collect();
+        parts.into_iter().try_for_each(|part| part.join().unwrap_or_else(|_| Err(err!("Failed to load RAM"))))
+    })
+}
+
+/// Divides runs into parts of so many pages, or a run more.
+fn shares(mut runs: &[Run], pages: usize) -> impl Iterator<Item = &[Run]> {
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let enough = runs.iter().position(|run| {
+            sum += run.len;
+            sum >= pages
+        });
+        let (part, rest) = runs.split_at(enough.map_or(runs.len(), |at| at + 1));
+        runs = rest;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 impl CachedBlock {
-    fn apply(&mut self) -> Result<u64> {
+    /// Takes note of the pages that came or that the guest wrote, neighbours together: their number in the block and how many they are.
+    fn take_runs(&mut self, mut take: impl FnMut(usize, usize)) {
         let log = self.ram.dirty(DirtyClient::Migration);
-        let mut pages = 0;
         for (at, received) in self.received.iter_mut().enumerate() {
             let mut bits = std::mem::take(received) | log.take_word(at);
-            pages += u64::from(bits.count_ones());
-            // Neighbours are copied together.
             while bits != 0 {
                 let first = bits.trailing_zeros();
                 let count = (bits >> first).trailing_ones();
                 let mask = if count == 64 { u64::MAX } else { ((1 << count) - 1) << first };
                 bits &= !mask;
-                let start = (at * 64 + first as usize) * PAGE;
-                let from = self.copy.get(start..start + count as usize * PAGE);
-                let copied = from.is_some_and(|from| self.ram.write(start as u64, from).is_ok());
-                if !copied {
-                    return Err(err!("Failed to load a page of {}", self.ram.name()));
-                }
+                take(at * 64 + first as usize, count as usize);
             }
         }
-        Ok(pages)
+    }
+
+    fn copy(&self, run: &Run) -> Result<()> {
+        let start = run.start * PAGE;
+        let from = self.copy.get(start..start + run.len * PAGE);
+        let copied = from.is_some_and(|from| self.ram.write(start as u64, from).is_ok());
+        if copied { Ok(()) } else { Err(err!("Failed to load a page of {}", self.ram.name())) }
     }
 }
 

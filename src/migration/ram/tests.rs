@@ -108,3 +108,26 @@ fn a_checkpoint_reaches_the_guest_only_when_it_is_applied() {
     assert_eq!(contents(&from), contents(&to));
     assert_eq!(receiver.apply_checkpoint().unwrap(), 0, "applying is not itself a change");
 }
+
+#[test]
+fn many_pages_are_all_copied_whoever_copies_them() {
+    let (from, to) = (RamList::new(), RamList::new());
+    for list in [&from, &to] {
+        list.allocate("pc.ram", 9000 * PAGE as u64).unwrap();
+        list.allocate("vga.vram", 70 * PAGE as u64).unwrap();
+    }
+    let mut sender = RamSender::start(&from).unwrap();
+    let mut receiver = RamReceiver::new(&to);
+    receiver.enable_cache(&to).unwrap();
+    receive(&mut receiver, &send(&mut sender));
+    receiver.begin_checkpoints().unwrap();
+    // Single pages, long runs, everything; and what the guest itself wrote is undone.
+    for (step, byte) in [(2, 1), (1, 2), (7, 3)] {
+        (0..9000).step_by(step).for_each(|page| poke(&from, "pc.ram", page, byte));
+        (0..70).step_by(step).for_each(|page| poke(&from, "vga.vram", page, byte));
+        (0..9000).step_by(11).for_each(|page| poke(&to, "pc.ram", page, 77));
+        receive(&mut receiver, &send(&mut sender));
+        assert!(receiver.apply_checkpoint().unwrap() >= 9070 / step as u64);
+        assert_eq!(contents(&from), contents(&to));
+    }
+}

@@ -11,7 +11,7 @@ use lockstep_util::report;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use super::CheckpointNotifier;
+use super::{CheckpointNotifier, Need};
 use crate::compare::{CompareConfig, CompareEngine, IdentityGate, Output};
 use crate::filter::Inlet;
 use crate::handover::{Handover, Worker};
@@ -45,6 +45,9 @@ pub(super) struct Desk {
     lost: u64,
     /// The outlook has changed, by another thread than the comparison's own.
     news: Arc<Notify>,
+    /// What is held asks for a checkpoint; and it has asked.
+    buffered: bool,
+    asked: bool,
 }
 
 /// What the comparison's thread goes by.
@@ -77,6 +80,8 @@ impl Desk {
             released: Output::default(),
             lost: 0,
             news,
+            buffered: false,
+            asked: false,
         }
     }
 
@@ -124,11 +129,29 @@ impl Desk {
         self.deliver();
     }
 
+    /// Whether the secondary's guest stands from the next flush on, so that whatever is held asks for a checkpoint.
+    pub fn set_buffered(&mut self, buffered: bool) {
+        self.buffered = buffered;
+    }
+
     /// Both guests are equal: releases what is held.
     pub fn flush(&mut self) {
         self.released.checkpoint = None;
         self.engine.flush(self.now(), &mut self.released);
+        self.asked = false;
         self.deliver();
+    }
+
+    fn ask(&self, need: Need) {
+        match &self.notify_out {
+            Some(out) => notify_send(out, NOTIFY_CHECKPOINT),
+            None => {
+                let notifier = self.settings.notifier.read().clone();
+                if let Some(notifier) = notifier {
+                    notifier(need);
+                }
+            }
+        }
     }
 
     /// Whether all that was released has been taken by the output's peer.
@@ -139,15 +162,11 @@ impl Desk {
     /// Sends what the engine released and asks for the checkpoint that it wants.
     pub fn deliver(&mut self) {
         if let Some(divergence) = self.released.checkpoint.take() {
-            match &self.notify_out {
-                Some(out) => notify_send(out, NOTIFY_CHECKPOINT),
-                None => {
-                    let notifier = self.settings.notifier.read().clone();
-                    if let Some(notifier) = notifier {
-                        notifier(divergence);
-                    }
-                }
-            }
+            self.ask(Need::Divergence(divergence));
+        }
+        if self.buffered && !self.asked && self.engine.waits() {
+            self.asked = true;
+            self.ask(Need::Output);
         }
         if self.released.frames.is_empty() && self.outgoing.is_empty() {
             return;

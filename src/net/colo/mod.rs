@@ -18,8 +18,17 @@ use crate::compare::{CompareConfig, CompareStats, Divergence, IdentityGate};
 pub(crate) use desk::Intake;
 pub(crate) use task::Command;
 
+/// Why a checkpoint is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// The two sides differ.
+    Divergence(Divergence),
+    /// Output is buffered, and something waits.
+    Output,
+}
+
 /// Called, from any thread, when a checkpoint is needed. Calls repeat while the need lasts.
-pub type CheckpointNotifier = Arc<dyn Fn(Divergence) + Send + Sync>;
+pub type CheckpointNotifier = Arc<dyn Fn(Need) + Send + Sync>;
 
 /// The iothread that an object runs in.
 #[derive(Clone)]
@@ -147,10 +156,11 @@ impl ColoCompare {
     }
 
     /// Releases what is held and makes both sides equal: all of a checkpoint has arrived at the secondary. The secondary's
-    /// stream is read empty first, and the primary's as far as `primary_bytes`, if that is known.
-    pub(crate) async fn flush(&self, primary_bytes: Option<u64>) {
+    /// stream is read empty first, and the primary's as far as `primary_bytes`, if that is known. From then on, if `buffered`,
+    /// the secondary says nothing, and whatever is held asks for the next flush.
+    pub(crate) async fn flush(&self, primary_bytes: Option<u64>, buffered: bool) {
         let (done, wait) = oneshot::channel();
-        if self.command(Command::Flush { primary_bytes, done }) {
+        if self.command(Command::Flush { primary_bytes, buffered, done }) {
             let _ = wait.await;
         }
     }

@@ -44,6 +44,7 @@ pub(crate) enum Command {
     EndEpoch(oneshot::Sender<()>),
     Flush {
         primary_bytes: Option<u64>,
+        buffered: bool,
         done: oneshot::Sender<()>,
     },
     Stats(oneshot::Sender<CompareStats>),
@@ -181,7 +182,8 @@ pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::Unbo
                     task.epoch_ended = true;
                     let _ = done.send(());
                 }
-                Some(Command::Flush { primary_bytes, done }) => {
+                Some(Command::Flush { primary_bytes, buffered, done }) => {
+                    task.desk(|desk| desk.set_buffered(buffered));
                     task.flush(primary_bytes).await;
                     let _ = done.send(());
                 }

@@ -310,6 +310,14 @@ impl CompareEngine {
         self.release_gated(out);
     }
 
+    /// Whether anything waits for the secondary's word or a checkpoint.
+    pub fn waits(&self) -> bool {
+        self.flows.touched().any(|entry| match &entry.flow {
+            Flow::Tcp(conn) => conn.waits(),
+            Flow::Datagram(_) => entry.load.primary_packets > 0,
+        })
+    }
+
     /// The secondary guest has become a copy of the primary (all of a checkpoint has arrived there): releases everything
     /// held, in the order in which it came, forgets what the secondary had said, and takes the primary's
     /// acknowledgements as the secondary's.

@@ -155,8 +155,8 @@ pub(crate) async fn inject(
         if let Some(inlet) = inlet.as_ref().filter(|_| !input.broken && input.reader.is_between_frames()) {
             input.stream.offer_direct(inlet);
         }
-        // Only what is for the card has to wait for it.
-        let want = !input.broken && !input.held && (!to_guest || input.netdev.has_room());
+        // Only what is for the card has to wait for it; but while a secondary's guest stands still the primary's must not wait for it.
+        let want = !input.broken && !input.held && (!to_guest || input.netdev.has_room() || input.netdev.stands());
         tokio::select! {
             biased;
             command = commands.recv() => match command {

@@ -88,7 +88,7 @@ impl Pair {
         assert!(self.p.net.drain_mirrors(Duration::from_secs(5)).await);
         let tables = serde_json::to_string(&self.p.net.export_tables()).unwrap();
         self.s.net.discard_incoming().await;
-        self.p.net.compare_checkpoint_flush().await;
+        self.p.net.compare_checkpoint_flush(false).await;
         self.p.net.mirror_again();
         self.p.net.set_running(true);
         self.s.net.filters_checkpoint(&serde_json::from_str(&tables).unwrap());
@@ -412,6 +412,53 @@ fn a_different_answer_asks_for_a_checkpoint_which_releases_the_primarys() {
 }
 
 #[test]
+fn buffered_output_asks_once_for_the_flush_that_lets_it_go() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        pair.accept().await;
+        let asked = || pair.checkpoints.load(Ordering::SeqCst);
+        s.net.set_running(false);
+        p.net.compare_checkpoint_flush(true).await;
+        assert_eq!(asked(), 0, "nothing waits");
+        // A segment, and a pure acknowledgement of another epoch.
+        for (epoch, frame) in [seg(ACK, 5001, 101, b"answer"), seg(ACK, 5007, 110, b"")].into_iter().enumerate() {
+            p.peer.send(frame.frame().data);
+            until(|| asked() == epoch + 1).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert_eq!(asked(), epoch + 1, "it asks once");
+            assert!(p.wire_is_quiet());
+            p.net.compare_checkpoint_flush(true).await;
+            p.next_on_wire().await;
+        }
+        while !p.wire_is_quiet() {
+            p.next_on_wire().await;
+        }
+        p.net.compare_checkpoint_flush(false).await;
+        p.peer.send(seg(ACK, 5007, 110, b"compared").frame().data);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!((asked(), p.wire_is_quiet()), (2, true), "it waits for the secondary's word again");
+    });
+}
+
+#[test]
+fn what_is_mirrored_to_a_guest_that_stands_does_not_hold_up_the_primary() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        s.net.set_running(false);
+        let queue = |m: &Machine| m.net.inner.netdevs.borrow()["hn0"].shared.queued_frames().len();
+        // More than a queue takes before nobody reads for it any more.
+        for count in 1..=600 {
+            p.wire.send(&plain("for a guest that stands")).unwrap();
+            p.wait_for_frames(count).await;
+        }
+        assert!(p.net.drain_mirrors(Duration::from_secs(5)).await);
+        until(|| queue(s) == 600).await;
+    });
+}
+
+#[test]
 fn what_the_secondary_says_in_the_new_epoch_before_the_release_is_not_lost() {
     run(|| async {
         let pair = Pair::new().await;
@@ -423,7 +470,7 @@ fn what_the_secondary_says_in_the_new_epoch_before_the_release_is_not_lost() {
         // The secondary is quick: it has applied the checkpoint and speaks before the primary has released anything.
         s.peer.send(udp(b"new").data);
         assert!(s.net.drain_outgoing(Duration::from_secs(5)).await);
-        p.net.compare_checkpoint_flush().await;
+        p.net.compare_checkpoint_flush(false).await;
         assert_eq!(p.next_on_wire().await, udp(b"held").data);
         p.peer.send(udp(b"new").data);
         assert_eq!(p.next_on_wire().await, udp(b"new").data);

@@ -7,6 +7,9 @@ use crate::packet::{
     tcp_checksum,
 };
 
+/// A window that grew by so many bytes is worth telling (two full segments).
+const WINDOW_STEP: u32 = 2896;
+
 /// What the network has been told on one connection.
 #[derive(Debug, Default)]
 pub(super) struct Told {
@@ -20,6 +23,14 @@ pub(super) struct Told {
     pub window_lowered: bool,
     /// The window field said zero.
     pub window_closed: bool,
+}
+
+impl Told {
+    /// Whether a window was lowered and opens so far again, if its right edge is this now, that it is worth telling.
+    pub fn opens(&self, edge: Option<u32>) -> bool {
+        let (Some(edge), Some(told)) = (edge, self.right) else { return false };
+        self.window_lowered && after(edge, told) && (self.window_closed || edge.wrapping_sub(told) >= WINDOW_STEP)
+    }
 }
 
 /// What was changed.

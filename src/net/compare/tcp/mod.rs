@@ -22,8 +22,6 @@ const MAX_NEXT: usize = 64;
 const MAX_RESETS: u8 = 16;
 /// Blocks of a guest's selective acknowledgements that are remembered: two segments' full.
 const MOST_NAMED: usize = 8;
-/// A window that grew by so many bytes is worth telling (two full segments).
-const WINDOW_STEP: u32 = 2896;
 
 /// What one guest has acknowledged and offered.
 #[derive(Clone, Copy, Debug, Default)]
@@ -219,6 +217,12 @@ impl TcpConn {
     /// Since when the secondary's acknowledgement stays behind.
     pub fn ack_lag_since(&self) -> Option<i64> {
         self.ack_lag
+    }
+
+    /// Whether the network waits for something that the primary has said: a segment, an acknowledgement, or room.
+    pub fn waits(&self) -> bool {
+        let opens = || self.told.opens(self.primary.right);
+        self.head().is_some() || self.ack_lag.is_some() || opens()
     }
 
     /// When the oldest packet without counterpart came.
@@ -672,14 +676,7 @@ impl TcpConn {
         }
         let both = if after(p, s) { s } else { p };
         let acknowledges_more = self.told.ack.is_none_or(|told| after(both, told));
-        let opens = self.told.window_lowered
-            && match (right_edge(&self.primary, &self.secondary.ends), self.told.right) {
-                (Some(edge), Some(told)) if after(edge, told) => {
-                    self.told.window_closed || edge.wrapping_sub(told) >= WINDOW_STEP
-                }
-                _ => false,
-            };
-        if !acknowledges_more && !opens {
+        if !acknowledges_more && !self.told.opens(right_edge(&self.primary, &self.secondary.ends)) {
             return;
         }
         match self.pending.take() {

@@ -317,3 +317,26 @@ fn a_full_queue_stops_its_reader_and_loses_nothing() {
     b.s(udp(&[0; 300]));
     assert!(b.engine.primary_has_room() && !b.engine.secondary_has_room());
 }
+
+#[test]
+fn what_the_network_waits_for_is_known_until_a_flush() {
+    let mut bench = Bench::new();
+    assert!(!bench.engine.waits());
+    bench.p(seg(SYN | ACK, 5000, 101, b"").frame());
+    assert!(bench.engine.waits(), "a connection");
+    bench.flush();
+    assert!(!bench.engine.waits());
+    bench.p(seg(ACK, 5001, 101, b"answer").frame());
+    assert!(bench.engine.waits(), "data");
+    bench.flush();
+    bench.p(seg(ACK, 5007, 200, b"").frame());
+    assert!(bench.engine.waits(), "an acknowledgement");
+    bench.flush();
+    assert!(!bench.engine.waits());
+    bench.p(seg(ACK, 5001, 101, b"answer").frame());
+    assert!(!bench.engine.waits(), "a repetition has left");
+    bench.p(udp(b"datagram"));
+    assert!(bench.engine.waits(), "a datagram");
+    bench.flush();
+    assert!(!bench.engine.waits());
+}

@@ -1,0 +1,133 @@
+//! A secondary without the machine around it: what comes on a channel goes to RAM and devices, on the caller's thread. For tests and
+//! fuzzing, with primaries that say anything.
+
+use super::secondary::Checkpoint;
+use crate::channel::Channel;
+use crate::incoming::Receiver;
+use crate::stream::Frames;
+use lockstep_memory::RamList;
+use lockstep_util::Result;
+use lockstep_vmstate::{Prepared, StateRegistry};
+use std::convert::Infallible;
+use std::sync::Arc;
+
+/// Takes a machine of the type `machine` over, and then checkpoints, until the channel ends. Each shows in `ram` and `states` when all of
+/// it has come, and not before.
+///
+/// # Errors
+/// What ended it: the primary's first mistake, or the end of the channel.
+pub fn take_in(channel: Arc<Channel>, machine: &str, ram: &RamList, states: &StateRegistry) -> Result<Infallible> {
+    let mut receiver = Receiver::with(channel, machine, Frames::of_machine(machine), ram, states, true);
+    let arrived = receiver.load()?;
+    receiver.ram.begin_checkpoints()?;
+    arrived.devices.into_iter().for_each(Prepared::commit);
+    loop {
+        receiver.wait_for_checkpoint()?;
+        let checkpoint = receiver.receive_checkpoint()?;
+        receiver.ram.apply_checkpoint()?;
+        Checkpoint::commit(checkpoint);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Yank;
+    use crate::colo::Message;
+    use crate::stream::{BlockTable, Command, PAGE, RAM_VERSION, RecordWriter, StreamWriter, mark};
+    use lockstep_vmstate::Encoder;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    const MACHINE: &str = "pc-i440fx-10.0";
+
+    struct Sender {
+        states: StateRegistry,
+        table: BlockTable,
+    }
+
+    impl Sender {
+        /// A part of RAM's section with one page of each block.
+        fn ram(&self, mark: u8, byte: u8, out: &mut Encoder) {
+            let id = self.states.find("ram", 0).unwrap().id;
+            let mut records = RecordWriter::default();
+            match mark {
+                mark::START => StreamWriter::new(out, Frames::of_machine(MACHINE)).begin(
+                    mark,
+                    &self.states.find("ram", 0).unwrap(),
+                    RAM_VERSION,
+                ),
+                _ => StreamWriter::new(out, Frames::of_machine(MACHINE)).part(mark, id),
+            }
+            records.begin();
+            if mark == mark::START {
+                records.sizes(&self.table, out.buffer_mut());
+            } else {
+                for block in 0..self.table.blocks().len() {
+                    let fill = |to: &mut [u8]| {
+                        to.fill(byte);
+                        Ok::<(), ()>(())
+                    };
+                    records.page(&self.table, block, PAGE as u64, out.buffer_mut(), fill).unwrap();
+                }
+            }
+            records.end(out.buffer_mut());
+            StreamWriter::new(out, Frames::of_machine(MACHINE)).footer(id);
+        }
+
+        fn join(&self) -> Vec<u8> {
+            let mut out = Encoder::describing();
+            let mut writer = StreamWriter::new(&mut out, Frames::of_machine(MACHINE));
+            writer.header(MACHINE);
+            writer.command(Command::EnableColo);
+            self.ram(mark::START, 0, &mut out);
+            self.ram(mark::END, 1, &mut out);
+            let mut writer = StreamWriter::new(&mut out, Frames::of_machine(MACHINE));
+            let devices = writer.devices(&self.states).unwrap();
+            writer.eof();
+            writer.description(MACHINE, devices, None);
+            out.into_bytes()
+        }
+
+        fn checkpoint(&self, byte: u8) -> Vec<u8> {
+            let mut out = Encoder::new();
+            out.put_u32(Message::CheckpointRequest.number());
+            out.put_u32(Message::VmstateSend.number());
+            self.ram(mark::END, byte, &mut out);
+            StreamWriter::new(&mut out, Frames::of_machine(MACHINE)).eof();
+            let mut devices = Encoder::new();
+            let mut writer = StreamWriter::new(&mut devices, Frames::of_machine(MACHINE));
+            writer.devices(&self.states).unwrap();
+            writer.eof();
+            out.put_u32(Message::VmstateSize.number());
+            out.put_u64(devices.len() as u64);
+            out.put_bytes(devices.bytes());
+            out.into_bytes()
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_shows_when_its_last_byte_has_come() {
+        let ram = RamList::new();
+        ram.allocate("pc.ram", 4 * PAGE as u64).unwrap();
+        let states = StateRegistry::new();
+        states.reserve("ram");
+        let sender = Sender { states: states.clone(), table: BlockTable::of(&ram.blocks()) };
+        let whole = [sender.join(), sender.checkpoint(2), sender.checkpoint(3)].concat();
+        let (first, second) = (sender.join().len(), sender.checkpoint(2).len());
+        let shown = |end: usize| {
+            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let channel = Channel::from_fd(theirs.into(), Yank::new().unwrap()).unwrap();
+            ours.write_all(&whole[..end]).unwrap();
+            drop(ours);
+            let Err(_) = take_in(channel, MACHINE, &ram, &states);
+            let mut byte = [0];
+            ram.blocks()[0].read(PAGE as u64, &mut byte).unwrap();
+            byte[0]
+        };
+        assert_eq!(shown(whole.len()), 3);
+        for (end, byte) in [(first, 1), (first + second - 1, 1), (first + second, 2), (whole.len() - 1, 2)] {
+            assert_eq!(shown(end), byte, "after {end} bytes");
+        }
+    }
+}
