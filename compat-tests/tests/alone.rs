@@ -150,11 +150,11 @@ fn a_primary_that_dies_at_any_step_of_its_failover_leaves_every_acknowledged_wri
     });
 }
 
-#[test]
-fn a_secondary_that_dies_at_any_step_of_its_failover_leaves_every_acknowledged_write() {
+/// The secondary dies at each of these steps of its failover; whose images have what was acknowledged depends on how far it got.
+fn secondary_dies_at(steps: impl Iterator<Item = &'static str>) {
     on_stage(TwoHosts, LIMIT, |stage| {
         let lines = Procedure::read().block("7-restart.sh").to_string();
-        for step in steps_of(Side::Secondary, Part::Failover) {
+        for step in steps {
             eprintln!("{step}");
             let ([primary, secondary], pairs) = both_die(stage, Side::Secondary, &format!("{step}=pause:{REACHED}"));
             if step != "secondary-failover-end" {
@@ -169,6 +169,20 @@ fn a_secondary_that_dies_at_any_step_of_its_failover_leaves_every_acknowledged_w
             }
         }
     });
+}
+
+fn steps_of_the_secondary(durable: bool) -> impl Iterator<Item = &'static str> {
+    steps_of(Side::Secondary, Part::Failover).filter(move |step| OVERLAYS_IN_MEMORY.contains(step) != durable)
+}
+
+#[test]
+fn a_secondary_that_dies_before_its_overlays_are_durable_leaves_every_acknowledged_write_with_the_primary() {
+    secondary_dies_at(steps_of_the_secondary(false));
+}
+
+#[test]
+fn a_secondary_that_dies_once_its_overlays_are_durable_leaves_every_acknowledged_write() {
+    secondary_dies_at(steps_of_the_secondary(true));
 }
 
 #[test]
