@@ -19,6 +19,10 @@ const LISTENING: usize = 16;
 const MAX_SOCKETS: usize = 128;
 /// Bytes of each direction's buffer: with the window scale that follows from it, enough for a long fat pipe.
 const BUFFER: usize = 256 << 10;
+/// The same for what comes to the echo service: as much as a window without a scale can tell. A scaled window is rounded down, so that a peer may
+/// have sent a few bytes more than it is offered in the end. smoltcp 0.14 does not look at the acknowledgements of such a segment (RFC 9293,
+/// 3.10.7.4, asks for that), and this service reads on only when what it has sent is acknowledged: both would wait for ever.
+const UNSCALED: usize = u16::MAX as usize;
 /// Frames handled before answers to them are sent.
 const INGRESS_BATCH: usize = 64;
 
@@ -208,7 +212,8 @@ impl Net {
                 waiting += usize::from(socket.state() == tcp::State::Listen);
             }
             while waiting < LISTENING && total < MAX_SOCKETS {
-                let (Some(receive), Some(send)) = (heap::try_buffer(BUFFER), heap::try_buffer(BUFFER)) else { break };
+                let window = if port == ECHO_PORT { UNSCALED } else { BUFFER };
+                let (Some(receive), Some(send)) = (heap::try_buffer(window), heap::try_buffer(BUFFER)) else { break };
                 let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
                 socket.set_nagle_enabled(false);
                 socket.set_keep_alive(Some(Duration::from_secs(60)));

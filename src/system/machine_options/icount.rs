@@ -17,6 +17,7 @@ pub(super) fn parse(line: &CommandLine) -> Result<Option<IcountOptions>> {
         let more = opts::parse(&o.value, Some("shift")).map_err(|e| o.locate(e))?;
         more.check(&parameters::descriptions("icount")).map_err(|e| o.locate(e))?;
         options.items.extend(more.items);
+        options.help |= more.help;
         last = Some(o);
     }
     let Some(o) = last else { return Ok(None) };
@@ -24,6 +25,10 @@ pub(super) fn parse(line: &CommandLine) -> Result<Option<IcountOptions>> {
 }
 
 fn read(options: &opts::Opts) -> Result<Option<IcountOptions>> {
+    if options.help {
+        // To QEMU it is a shift like any other.
+        bail!("icount: Invalid shift value");
+    }
     let align = options.get_bool("align")?;
     let Some(shift) = options.get("shift") else {
         if align.is_some() {
