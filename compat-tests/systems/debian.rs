@@ -2,11 +2,10 @@
 use crate::Options;
 use crate::console::Console;
 use crate::network::{self, Log, PORT};
-use lockstep_compat_tests::image::check_image;
+use lockstep_compat_tests::image::{check_image, make_overlay};
 use lockstep_compat_tests::stage::CLIENT_ADDRESS;
 use lockstep_compat_tests::traffic::{Echo, Http, KeyValues, Pace};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 const PATIENT: Duration = Duration::from_secs(400);
@@ -45,13 +44,7 @@ pub fn boot(options: &Options) {
 fn session(options: &Options, program: &str, smp: u32) -> Times {
     let disk = Path::new("/mnt/debian.qcow2");
     let base = options.folder.join("debian.qcow2").canonicalize().expect("the image of scripts/debian-image");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-        .arg(&base)
-        .arg(disk)
-        .status()
-        .expect("qemu-img");
-    assert!(made.success(), "qemu-img: {made}");
+    make_overlay(&base, disk);
     let machine = format!(
         "-nodefaults -vga std -display none -m 512 -smp {smp} -accel tcg -device piix3-usb-uhci -device usb-tablet \
          -drive if=ide,file={},format=qcow2 -netdev tap,id=hn0,vhost=off,helper=/usr/lib/qemu/qemu-bridge-helper \

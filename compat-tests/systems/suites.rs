@@ -1,6 +1,7 @@
 //! Public test suites (`compat-tests/suites`) on the software CPU, beside the host's processor and other emulators.
 use crate::Options;
 use crate::console::Console;
+use lockstep_compat_tests::image::make_overlay;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -77,13 +78,7 @@ fn in_a_guest(options: &Options, tree: &Path, program: &str, smp: u32) -> Verdic
     println!("\nThe same in a guest on {program}, -smp {smp}");
     let disk = Path::new("/mnt/suites.qcow2");
     let base = options.folder.join("suites.qcow2").canonicalize().expect("the image of scripts/suites-image");
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-        .arg(&base)
-        .arg(disk)
-        .status()
-        .expect("qemu-img");
-    assert!(made.success(), "qemu-img: {made}");
+    make_overlay(&base, disk);
     let (kernel, initrd) = (tree.join("vmlinuz"), tree.join("initrd.img"));
     let machine = format!(
         "-nodefaults -vga none -display none -m 1024 -smp {smp} -accel tcg -cpu max -no-reboot -drive if=ide,file={},format=qcow2",
