@@ -129,12 +129,13 @@ impl State {
         if real < self.adjust.real && virt < self.adjust.virt {
             return;
         }
-        (self.adjust.real, self.adjust.virt) = (real + ADJUST_REAL, virt + ADJUST_VIRTUAL);
-        let lead = virt - real;
-        if lead > 0 && self.adjust.lead + WOBBLE < lead * 2 && self.shift > 0 {
+        // A stream may have set all of this to anything.
+        (self.adjust.real, self.adjust.virt) = (real.saturating_add(ADJUST_REAL), virt.saturating_add(ADJUST_VIRTUAL));
+        let (lead, before) = (virt.saturating_sub(real), self.adjust.lead);
+        if lead > 0 && before.saturating_add(WOBBLE) < lead.saturating_mul(2) && self.shift > 0 {
             self.shift -= 1;
         }
-        if lead < 0 && self.adjust.lead - WOBBLE > lead * 2 && self.shift < MAX_SHIFT {
+        if lead < 0 && before.saturating_sub(WOBBLE) > lead.saturating_mul(2) && self.shift < MAX_SHIFT {
             self.shift += 1;
         }
         self.adjust.lead = lead;
@@ -247,14 +248,14 @@ impl Icount {
 
     /// Waits while the guest is ahead of real time, and says so if it is behind.
     fn align(&self, cpu: usize, now: i64) {
-        let ahead = now - self.state.lock().real.now();
+        let ahead = now.saturating_sub(self.state.lock().real.now());
         if ahead > AHEAD {
             let Some(link) = self.links.lock().get(cpu).cloned() else { return };
             self.bell.wait_for(Duration::from_nanos(ahead as u64), || link.is_asked(request::EXIT));
             return;
         }
         let mut state = self.state.lock();
-        let late = -ahead / 1_000_000_000;
+        let late = -(ahead / 1_000_000_000);
         let due = state.last_warning.is_none_or(|last| last.elapsed() > WARN_EVERY);
         if due && state.warnings < WARNINGS && late > 0 && late != state.late {
             println!("Warning: The guest is now late by {late:.1} to {:.1} seconds", late + 1);

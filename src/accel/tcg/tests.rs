@@ -152,3 +152,18 @@ fn a_shift_that_is_found_follows_real_time_and_the_clock_never_jumps() {
     }
     assert_eq!(shift, 0);
 }
+
+#[test]
+fn a_count_from_a_hostile_stream_does_no_harm() {
+    const FAR: [i64; 3] = [i64::MIN, 0, i64::MAX];
+    for (bias, lead) in FAR.into_iter().flat_map(|bias| FAR.map(|lead| (bias, lead))) {
+        for (next, align) in [(i64::MIN, false), (i64::MAX, false), (0, bias == i64::MIN)] {
+            let icount = Icount::new(IcountOptions { shift: None, align, sleep: true }, Clocks::manual());
+            icount.add_cpu();
+            let adjust = Some((u8::MAX, Adjust { real: next, virt: next, lead }));
+            icount.load(Some(IcountState { bias, count: 0, adjust }), 0);
+            icount.account(0, 1);
+            assert!(icount.save().adjust.unwrap().0 <= MAX_SHIFT);
+        }
+    }
+}
