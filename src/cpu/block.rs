@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
 };
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use crate::{
     Cpu, Engine, decode,
@@ -85,8 +85,6 @@ pub(crate) struct Block {
     /// Machine code made of it: one for each address it is mapped at and privilege it runs with.
     #[allow(clippy::vec_box, reason = "the code has their addresses")]
     pub translations: Vec<Box<Translation>>,
-    /// What the instruction does to memory; kept for single ones, while there are breakpoints.
-    pub watch: Option<Watch>,
 }
 
 impl Block {
@@ -103,12 +101,21 @@ impl Block {
             code: Box::default(),
             heat: 0,
             translations: vec![],
-            watch: None,
         }
     }
 }
 
 impl Block {
+    /// Whether this is an instruction that writes SS as MOV and POP do.
+    pub fn loads_stack_segment(&self) -> bool {
+        let last = self.slow.last().map(|s| &s.insn);
+        last.is_some_and(|i| {
+            matches!(i.mnemonic(), Mnemonic::Mov | Mnemonic::Pop)
+                && i.op0_kind() == OpKind::Register
+                && i.op0_register() == Register::SS
+        })
+    }
+
     /// The machine code for an address and a privilege context.
     pub fn translation(&self, rip: u64, mmu: usize) -> Option<*const u8> {
         self.translations.iter().find(|t| t.rip == rip && t.mmu == mmu).map(|t| t.entry)
@@ -121,12 +128,6 @@ impl Block {
         let mut all = self.translations.iter().filter(|t| t.rip & !0xfff == page && t.mmu == mmu);
         all.next().is_some_and(|t| !t.is_quick())
     }
-}
-
-/// A memory operand, for data breakpoints.
-pub(crate) struct Watch {
-    pub len: u8,
-    pub write: bool,
 }
 
 /// The blocks of one host page.

@@ -9,6 +9,7 @@ use iced_x86::Instruction;
 
 use crate::{
     block::{Block, CodePage, END, FAULT, Fast, JUMP_CACHE, Jump},
+    breakpoints::Breakpoints,
     counting::Counting,
     debug::{DebugStop, Debugging},
     fault::Reason,
@@ -115,18 +116,17 @@ pub struct Cpu {
     pub(crate) next: u64,
     /// Instructions are to be run one at a time: TF or breakpoints.
     pub(crate) single: bool,
-    pub(crate) breakpoints: bool,
+    /// The guest's own.
+    pub(crate) breakpoints: Breakpoints,
     /// What a debugger outside the guest asks for, if there is one.
     pub(crate) debugging: Option<Box<Debugging>>,
     /// What is logged, if there is a log.
     pub(crate) tracer: Option<Box<Tracer>>,
     /// Every block is logged, so that they run one at a time.
     pub(crate) traced: bool,
-    /// Data breakpoints that the running instruction hits.
-    pub(crate) watch_hit: u64,
     /// The next instruction is not interrupted (STI, MOV SS).
     pub(crate) shadow: bool,
-    /// A debug trap is due after a task switch.
+    /// A debug trap is due: after a task switch, or the delivery of an event.
     pub(crate) trap_after: bool,
     pub(crate) halted: bool,
     /// An interrupt waits for IF.
@@ -251,11 +251,10 @@ impl Cpu {
             here: 0,
             next: 0,
             single: false,
-            breakpoints: false,
+            breakpoints: Breakpoints::default(),
             debugging: None,
             tracer: None,
             traced: false,
-            watch_hit: 0,
             shadow: false,
             trap_after: false,
             halted: false,
@@ -318,7 +317,7 @@ impl Cpu {
         self.cpl = 0;
         self.hot.cc = 0;
         self.rest = 0;
-        (self.shadow, self.halted, self.trap_after, self.breakpoints) = (false, false, false, false);
+        (self.shadow, self.halted, self.trap_after, self.breakpoints) = (false, false, false, Breakpoints::default());
         (self.interrupt_waits, self.nmi_masked, self.nmi_waits) = (false, false, false);
         self.flush_tlb();
         self.update_mode();
@@ -533,7 +532,7 @@ impl Cpu {
         let shadow = std::mem::take(&mut self.shadow);
         let trap = self.rest & flag::TF != 0;
         let rip = self.hot.gpr[gpr::RIP];
-        if self.breakpoints && !shadow && self.rest & flag::RF == 0 {
+        if self.breakpoints.code && !shadow && self.rest & flag::RF == 0 {
             let hit = self.code_breakpoints();
             if hit != 0 {
                 self.dr[6] |= hit;
@@ -550,9 +549,6 @@ impl Cpu {
                 return result;
             }
         };
-        if self.breakpoints {
-            self.watch_before(&block);
-        }
         self.running = &raw const block;
         let resume = self.rest & flag::RF;
         // SAFETY: the block lives until the end of this function, and its operations end.
@@ -563,22 +559,19 @@ impl Cpu {
         let result = if next == FAULT {
             let tried = self.hot.gpr[gpr::RIP].wrapping_add(self.fault_at.into());
             debug_assert_eq!(tried, rip);
+            self.breakpoints.hits = 0;
             match std::mem::take(&mut self.reason) {
                 Reason::Alone => Ok(()),
                 reason => self.deliver_exception(reason),
             }
         } else {
             self.rest &= !resume;
-            let watched = std::mem::take(&mut self.watch_hit);
-            if trap || watched != 0 {
-                self.dr[6] |= watched | if trap { 1 << 14 } else { 0 };
-                self.deliver_exception(Reason::Exception { vector: 1, code: None, address: 0 })
-            } else {
-                Ok(())
-            }
+            // After MOV SS and POP SS traps of data wait for the next instruction, and that of TF is lost (Intel SDM volume 3, 7.8.3).
+            if self.shadow && block.loads_stack_segment() { Ok(()) } else { self.trap_if_hit(trap) }
         };
         self.graveyard.clear();
         self.flags_changed();
+        self.single |= self.breakpoints.hits != 0;
         result
     }
 
@@ -686,39 +679,5 @@ impl Cpu {
             }
         }
         Ok(if self.halted { Some(Exit::Halted) } else { None })
-    }
-
-    fn code_breakpoints(&self) -> u64 {
-        let address = self.code_address();
-        (0..4).filter(|&i| self.breakpoint(i) == Some((0, 1)) && self.dr[i] == address).fold(0, |hit, i| hit | 1 << i)
-    }
-
-    /// Kind (R/W bits) and length of breakpoint `i`, if it is enabled.
-    pub(crate) fn breakpoint(&self, i: usize) -> Option<(u64, u64)> {
-        if self.dr[7] >> (2 * i) & 3 == 0 {
-            return None;
-        }
-        let field = self.dr[7] >> (16 + 4 * i) & 15;
-        Some((field & 3, [1, 2, 8, 4][(field >> 2) as usize]))
-    }
-
-    /// Notes which data breakpoints the instruction will hit if it completes.
-    fn watch_before(&mut self, block: &Block) {
-        self.watch_hit = 0;
-        let Some(slow) = block.watch.as_ref() else { return };
-        let op = block.ops[0];
-        let offset = crate::ops::operand_offset(self, &op);
-        let segmented = self.bits != 2 || usize::from(op.seg) >= seg::FS;
-        let base = if segmented { self.segs[usize::from(op.seg).min(5)].base } else { 0 };
-        let (first, len) = (base.wrapping_add(offset), u64::from(slow.len.max(1)));
-        for i in 0..4 {
-            if let Some((kind @ (1 | 3), width)) = self.breakpoint(i) {
-                let at = self.dr[i] & !(width - 1);
-                let meets = first < at.wrapping_add(width) && at < first.wrapping_add(len);
-                if meets && (kind == 3 || slow.write) {
-                    self.watch_hit |= 1 << i;
-                }
-            }
-        }
     }
 }

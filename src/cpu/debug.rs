@@ -110,16 +110,18 @@ impl Cpu {
         self.debugging.as_ref().is_some_and(|d| d.control.software.iter().chain(&d.control.hardware).any(here))
     }
 
-    /// Whether a page of linear memory has watchpoints.
+    /// Whether a page of linear memory has watchpoints, or data breakpoints of the guest.
     pub(crate) fn is_watched(&self, page: u64) -> bool {
         let here = |w: &Watchpoint| w.touches(page, page | 0xfff);
-        self.debugging.as_ref().is_some_and(|d| d.control.watchpoints.iter().any(here))
+        self.has_data_breakpoints_at(page)
+            || self.debugging.as_ref().is_some_and(|d| d.control.watchpoints.iter().any(here))
     }
 
     /// Looks at an access of the slow way. Fails if the instruction is to be run alone for it.
     pub(crate) fn watch(&mut self, address: u64, size: u32, write: bool) -> R<()> {
-        let Some(debugging) = &mut self.debugging else { return Ok(()) };
         let last = address.saturating_add(u64::from(size) - 1);
+        self.note_data_access(address, last, write)?;
+        let Some(debugging) = &mut self.debugging else { return Ok(()) };
         let Some(found) = debugging.control.watchpoints.iter().find(|w| w.stops(address, last, write)) else {
             return Ok(());
         };
@@ -132,10 +134,14 @@ impl Cpu {
     }
 
     /// Runs what goes to a handler; its accesses are noted.
-    pub(crate) fn note_delivery<T>(&mut self, deliver: impl FnOnce(&mut Self) -> T) -> T {
+    pub(crate) fn note_delivery(&mut self, deliver: impl FnOnce(&mut Self) -> R<()>) -> R<()> {
         let alone = std::mem::replace(&mut self.counting.alone, true);
         let result = self.note_accesses(deliver);
         self.counting.alone = alone;
+        match result {
+            Ok(()) => self.trap_after_delivery(),
+            Err(_) => self.breakpoints.hits = 0,
+        }
         result
     }
 

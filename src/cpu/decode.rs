@@ -1,11 +1,11 @@
 //! From instructions to operations.
 
-use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use crate::{
     Cpu,
     alu::{kind, shift},
-    block::{Block, Handler, Op, Slow, Watch, form},
+    block::{Block, Handler, Op, Slow, form},
     execute::{condition_code, segment_index},
     host::NoStub,
     ops::{self, one},
@@ -123,15 +123,6 @@ pub(crate) fn push(cpu: &mut Cpu, block: &mut Block, insn: &Instruction, at: usi
         }
     }
     let known = !insn.is_invalid() && cpu.features.has(insn);
-    if cpu.breakpoints && known && has_memory {
-        let mut info = iced_x86::InstructionInfoFactory::new();
-        let accesses = info.info(insn).used_memory().iter().map(|m| m.access());
-        // LEA and NOP name memory without touching it.
-        let real: Vec<_> =
-            accesses.filter(|access| !matches!(access, OpAccess::NoMemAccess | OpAccess::None)).collect();
-        let write = real.iter().any(|access| !matches!(access, OpAccess::Read | OpAccess::CondRead));
-        block.watch = (!real.is_empty()).then(|| Watch { len: insn.memory_size().size() as u8, write });
-    }
     if known
         && !insn.has_lock_prefix()
         && let Some((run, ends)) = fast(cpu, insn, &mut op, has_memory)

@@ -386,7 +386,7 @@ impl Cpu {
             self.interrupt_waits = false;
             self.link.raise(crate::platform::request::INTERRUPT);
         }
-        self.single = self.rest & flag::TF != 0 || self.breakpoints || self.debug_steps();
+        self.single = self.rest & flag::TF != 0 || self.breakpoints.code || self.debug_steps();
     }
 
     fn unmask_nmi(&mut self) {

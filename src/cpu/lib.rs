@@ -9,6 +9,7 @@ mod alignment;
 mod alu;
 mod arena;
 mod block;
+mod breakpoints;
 mod counting;
 mod cpu;
 mod debug;

@@ -2,6 +2,7 @@
 
 use crate::{
     Cpu,
+    fault::vector,
     msr::Msrs,
     platform::request,
     state::{Segment, Table, cr, flag, gpr},
@@ -107,7 +108,8 @@ impl Cpu {
                 nmi_masked: self.nmi_masked,
                 nmi_pending: self.nmi_waits || self.link.pending() & request::NMI != 0,
                 wait_for_sipi: self.wait_for_sipi,
-                injected: self.injected,
+                // A trap that is due goes first.
+                injected: if self.trap_after { Some((vector::DB, None, false)) } else { self.injected },
             },
         }
     }

@@ -143,6 +143,11 @@ impl Cpu {
                     break;
                 }
             }
+            if self.breakpoints.hits != 0 && self.hot.gpr[gpr::RCX] & mask != 0 {
+                // The trap comes between two elements (Intel SDM volume 3, 19.3.1.2).
+                self.next = self.here;
+                return Ok(true);
+            }
         }
         Ok(true)
     }

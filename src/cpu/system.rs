@@ -422,25 +422,6 @@ impl Cpu {
         Ok(true)
     }
 
-    fn set_debug_register(&mut self, n: usize, value: u64) -> R<()> {
-        if n >= 6 && value >> 32 != 0 {
-            return Err(self.gp());
-        }
-        self.dr[n] = match n {
-            6 => value & 0xe00f | 0xffff_0ff0,
-            7 => value & 0xffff_2fff | 0x400,
-            _ => value,
-        };
-        self.breakpoints_changed();
-        Ok(())
-    }
-
-    /// Whether any breakpoint is enabled decides between blocks and single instructions.
-    pub(crate) fn breakpoints_changed(&mut self) {
-        self.breakpoints = self.dr[7] & 0xff != 0;
-        self.flags_changed();
-    }
-
     /// Sets CR0 with its checks and what follows from them.
     pub(crate) fn set_cr0(&mut self, value: u64) -> R<()> {
         let pg = value & cr::CR0_PG != 0;

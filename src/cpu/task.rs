@@ -149,6 +149,7 @@ impl Cpu {
         self.set_rflags(flags.into());
         self.rest |= u64::from(flags) & flag::VM;
         self.dr[7] &= !0x155;
+        self.breakpoints_changed();
         self.ldt = Segment { selector: ldt, ..Segment::default() };
         if ldt & !3 != 0 {
             let d = if ldt & 4 == 0 { self.find_descriptor(ldt)? } else { None };

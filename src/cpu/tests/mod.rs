@@ -2,6 +2,7 @@
 
 mod alignment;
 mod bench;
+mod breakpoints;
 mod calls;
 mod counting;
 mod debug;
