@@ -1,13 +1,15 @@
 //! Waiting until a node, or the whole graph, has no request under way.
 //!
 //! Beginning a drain tells every user above the node to stop (recursively up to the devices, jobs and exports), then
-//! waits. Ending it is synchronous: the guard's drop. Requests that are already on their way down go through.
+//! waits. Ending it is synchronous: the guard's drop. Requests that are already on their way down go through, unless they wait for a
+//! peer that does nothing any more.
 
 use crate::graph::Graph;
 use crate::node::Node;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
 
 thread_local! {
@@ -42,16 +44,28 @@ impl Drop for Waiting {
     }
 }
 
-/// Waits until `busy` says false; it is asked again whenever something has ended.
-pub async fn wait_until_idle(busy: impl Fn() -> bool) {
+/// How long nothing may end before whoever is waited for is taken for frozen: so many looks, with so much time between them. They are
+/// counted, since a process that was itself stopped for a while has not waited.
+const LOOK: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
+const STALLED: u32 = 15;
+
+/// Waits until `busy` says false; it is asked again whenever something has ended. Calls `stalled` when nothing does.
+async fn wait_until_idle(busy: impl Fn() -> bool, stalled: impl Fn()) {
     let _waiting = Waiting::new();
     let progress = progress();
+    let mut looks = 0;
     loop {
         let ended = progress.notified();
         if !busy() {
             return;
         }
-        ended.await;
+        looks = match tokio::time::timeout(LOOK, ended).await {
+            Ok(()) => 0,
+            Err(_) => looks + 1,
+        };
+        if looks >= STALLED {
+            stalled();
+        }
     }
 }
 
@@ -68,8 +82,10 @@ impl DrainGuard {
         Self { nodes }
     }
 
+    /// A peer that is frozen does not hold this up for ever: its requests fail after a while.
     pub(crate) async fn wait(&self) {
-        wait_until_idle(|| self.nodes.iter().any(|n| n.is_busy())).await;
+        let busy = || self.nodes.iter().any(|n| n.is_busy());
+        wait_until_idle(busy, || self.nodes.iter().for_each(|n| n.cancel_in_flight())).await;
     }
 }
 

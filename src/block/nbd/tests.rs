@@ -288,6 +288,28 @@ fn a_frozen_server_is_cut_off_by_a_yank_from_another_thread() {
 }
 
 #[test]
+fn a_frozen_server_does_not_hold_a_drain_for_ever() {
+    let (thread, port, stop) = frozen_server();
+    on_context(async {
+        let graph = Graph::new();
+        let opts = options(&[("driver", "nbd"), ("host", "127.0.0.1"), ("port", &port.to_string())]);
+        let node = graph.open(None, opts, OpenFlags::default()).await.unwrap();
+        let write = tokio::task::spawn_local({
+            let node = node.clone();
+            async move { node.write(0, &[1; 512], WriteFlags::empty()).await }
+        });
+        tokio::task::yield_now().await;
+        let drained = tokio::time::timeout(Duration::from_secs(30), graph.drain_all()).await;
+        drop(drained.expect("the drain comes to its end"));
+        assert_eq!(write.await.unwrap().unwrap_err().raw_os_error(), Some(libc::EIO));
+        drop(node);
+        graph.close_all().await;
+    });
+    stop.send(()).unwrap();
+    thread.join().unwrap();
+}
+
+#[test]
 fn a_frozen_child_does_not_hold_its_removal_from_a_quorum() {
     let (thread, port, stop) = frozen_server();
     on_context(async {
