@@ -445,6 +445,15 @@ impl Core {
         }
     }
 
+    /// Sets the status of a sending side that has come further, unless it was cancelled meanwhile.
+    pub(crate) fn advance(&self, status: Status) -> Result<()> {
+        if self.outgoing.borrow().status == Status::Cancelling {
+            bail!("Migration was cancelled");
+        }
+        self.set_status(status);
+        Ok(())
+    }
+
     /// Sets the receiving side's status and tells it.
     pub(crate) fn set_incoming_status(&self, status: Status) {
         self.incoming.borrow_mut().status = status;

@@ -55,6 +55,10 @@ pub(crate) struct FakeVm {
     state: RefCell<String>,
     pub(crate) autostart: Cell<bool>,
     pub(crate) log: RefCell<Vec<String>>,
+    /// Everything that was asked of this machine, in order: of the guest, its disks, its networks.
+    pub(crate) asked: RefCell<Vec<String>>,
+    /// Called with what is noted.
+    pub(crate) at_note: RefCell<Option<Box<dyn Fn(&str)>>>,
     /// The data of the events about checkpoints.
     pub(crate) checkpoints: RefCell<Vec<Value>>,
     pub(crate) disks_active: Cell<bool>,
@@ -65,7 +69,14 @@ pub(crate) struct FakeVm {
 
 impl FakeVm {
     pub(crate) fn note(&self, what: impl Into<String>) {
-        self.log.borrow_mut().push(what.into());
+        let what = what.into();
+        self.log.borrow_mut().push(what.clone());
+        if let Some(at_note) = &*self.at_note.borrow() {
+            at_note(&what);
+        }
+    }
+    pub(crate) fn ask(&self, what: impl Into<String>) {
+        self.asked.borrow_mut().push(what.into());
     }
     pub(crate) fn take_log(&self) -> Vec<String> {
         self.log.take()
@@ -85,6 +96,7 @@ impl VmControl for FakeVm {
     fn stop(&self, reason: StopReason) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            self.ask("stop");
             if self.running.replace(false) {
                 self.note("STOP");
             }
@@ -98,6 +110,7 @@ impl VmControl for FakeVm {
     fn start(&self) -> LocalFuture<'_, ()> {
         Box::pin(async move {
             tokio::task::yield_now().await;
+            self.ask("start");
             if !self.running.replace(true) {
                 self.note("RESUME");
             }
@@ -127,6 +140,7 @@ impl VmControl for FakeVm {
         self.note(format!("{name}{detail}"));
     }
     fn announce(&self, schedule: AnnounceSchedule) {
+        self.ask("announce");
         self.announced.set(Some(schedule));
     }
     fn incoming_failed(&self, error: &Error) {
@@ -167,6 +181,7 @@ impl DiskReplication for FakeDisks {
     }
     fn checkpoint_all(&self) -> LocalFuture<'_, Result<()>> {
         // The primary's disk is that of the epoch that is being taken over; a secondary learns its number from the device.
+        self.vm.ask("disks: checkpoint");
         Box::pin(async {
             tokio::task::yield_now().await;
             if self.failures.get() > 0 {
@@ -178,20 +193,24 @@ impl DiskReplication for FakeDisks {
         })
     }
     fn error(&self) -> Result<()> {
+        self.vm.ask("disks: error?");
         match self.world.write_error.get() && self.mode.get() == Some(ColoMode::Primary) {
             true => Err(err!("Input/output error")),
             false => Ok(()),
         }
     }
     fn peer_lost(&self) {
-        self.vm.note("peer lost");
+        self.vm.ask("disks: peer lost");
     }
     fn stop_all(&self, failover: bool) -> LocalFuture<'_, Result<()>> {
         self.mode.set(None);
         self.vm.note(format!("replication stop failover={failover}"));
+        self.vm.ask("disks: stop");
         Box::pin(async { Ok(()) })
     }
-    fn gate_peer_writes(&self, _: bool) {}
+    fn gate_peer_writes(&self, held: bool) {
+        self.vm.ask(format!("disks: peer's writes {}", if held { "wait" } else { "go on" }));
+    }
 }
 
 pub(crate) struct FakeNet {
@@ -201,27 +220,55 @@ pub(crate) struct FakeNet {
     pub(crate) connections: RefCell<Option<Value>>,
 }
 
+impl FakeNet {
+    fn done(&self, what: &str) -> LocalFuture<'_, ()> {
+        self.vm.ask(format!("net: {what}"));
+        Box::pin(async {})
+    }
+}
+
 impl NetCheckpoint for FakeNet {
+    fn checkpoint_begins(&self) {
+        self.vm.ask("net: checkpoint begins");
+    }
     fn drain_outgoing(&self) -> LocalFuture<'_, ()> {
         assert!(!self.vm.is_running(), "the outgoing stream is drained of a guest that stands still");
-        Box::pin(async {})
+        self.done("drain outgoing")
+    }
+    fn drain_mirrors(&self) -> LocalFuture<'_, ()> {
+        self.done("drain mirrors")
+    }
+    fn discard_incoming(&self) -> LocalFuture<'_, ()> {
+        self.done("discard incoming")
     }
     fn release_held(&self, _: Style) -> LocalFuture<'_, ()> {
         self.world.released.set(*self.device.epoch.lock());
-        Box::pin(async {})
+        self.done("release held")
+    }
+    fn hold_identity(&self, open: bool, probe: Option<Box<dyn Fn() -> bool + Send + Sync>>) {
+        let open = if open { "open" } else { "closed" };
+        self.vm.ask(format!("net: identity {open}{}", if probe.is_some() { " while the peer is there" } else { "" }));
     }
     fn remirror_undelivered(&self) {
         self.world.primary_epoch.set(*self.device.epoch.lock());
     }
-    fn notify_checkpoint(&self) {}
+    fn notify_checkpoint(&self) {
+        self.vm.ask("net: it is a copy");
+    }
     fn notify_failover(&self) {
+        self.vm.ask("net: alone");
         self.vm.note("filters failover");
     }
     fn export_connections(&self) -> Option<Value> {
         self.connections.borrow().clone()
     }
-    fn import_connections(&self, connections: &Value) {
+    fn import_connections(&self, connections: &Value) -> Result<()> {
+        self.vm.ask("net: connections");
+        if !connections.is_array() {
+            return Err(err!("These are no connections"));
+        }
         *self.connections.borrow_mut() = Some(connections.clone());
+        Ok(())
     }
 }
 

@@ -255,9 +255,14 @@ pub trait NetCheckpoint {
         None
     }
 
-    /// Takes over what [`export_connections`](Self::export_connections) gave on another host.
-    fn import_connections(&self, connections: &Value) {
+    /// Takes over what [`export_connections`](Self::export_connections) gave on another host; it counts from the next
+    /// [`notify_checkpoint`](Self::notify_checkpoint) on.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    fn import_connections(&self, connections: &Value) -> Result<()> {
         let _ = connections;
+        Ok(())
     }
 }
 

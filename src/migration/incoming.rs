@@ -13,6 +13,7 @@ use lockstep_memory::RamList;
 use lockstep_util::{Result, bail};
 use lockstep_vmstate::{Decoder, LoadError, Prepared, StateRegistry};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -39,11 +40,37 @@ pub(crate) struct Receiver {
 /// Device state that was validated and waits for the rest.
 pub(crate) struct Staged {
     states: StateRegistry,
-    pub(crate) prepared: Vec<Prepared>,
+    prepared: Vec<Prepared>,
+    /// The sections of these, each of which comes once, so that a sender cannot make this grow for ever.
+    loaded: HashSet<u32>,
+    /// Nothing but RAM may come.
+    pub(crate) ram_only: bool,
+}
+
+impl Staged {
+    fn new(states: StateRegistry) -> Self {
+        Self { states, prepared: Vec::new(), loaded: HashSet::new(), ram_only: false }
+    }
+
+    /// What has come, all of which is good.
+    pub(crate) fn take(&mut self) -> Vec<Prepared> {
+        self.loaded.clear();
+        std::mem::take(&mut self.prepared)
+    }
 }
 
 impl DeviceLoader for Staged {
     fn load(&mut self, section: &SectionHeader, input: &mut Decoder<'_>) -> Result<(), LoadError> {
+        if self.ram_only {
+            return Err(LoadError::invalid("Device state among the RAM of a checkpoint"));
+        }
+        let id = self.states.find(&section.name, section.instance).map(|entry| entry.id);
+        if id.is_some_and(|id| self.loaded.contains(&id)) {
+            let (name, instance) = (&section.name, section.instance);
+            return Err(LoadError::Invalid(format!(
+                "The state of instance {instance:#x} of device '{name}' came twice"
+            )));
+        }
         let prepared = self.states.prepare(&section.name, section.instance, section.version, input);
         let prepared = prepared.map_err(|e| match e {
             LoadError::Invalid(why) => LoadError::Invalid(format!(
@@ -53,6 +80,7 @@ impl DeviceLoader for Staged {
             e => e,
         })?;
         self.prepared.push(prepared);
+        self.loaded.extend(id);
         Ok(())
     }
 }
@@ -155,7 +183,7 @@ impl Receiver {
             channel,
             parser: StreamParser::new(machine, ram.table().clone(), frames),
             ram,
-            staged: Staged { states: states.clone(), prepared: Vec::new() },
+            staged: Staged::new(states.clone()),
             device_bytes: Vec::new(),
             accounted: 0,
             list: list.clone(),
@@ -172,12 +200,7 @@ impl Receiver {
             return_path_message(&self.channel, SHUT, 0)?;
         }
         let description = self.parser.take_description();
-        Ok(Arrived {
-            devices: std::mem::take(&mut self.staged.prepared),
-            colo: self.colo,
-            description,
-            at: Instant::now(),
-        })
+        Ok(Arrived { devices: self.staged.take(), colo: self.colo, description, at: Instant::now() })
     }
 
     /// Takes sections in until the stream (or the part of it that the parser was told of) is over.

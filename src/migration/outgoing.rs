@@ -78,7 +78,7 @@ async fn send(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Result<()
     worker.run(move |sender| sender.setup(colo)).await?;
     core.outgoing.borrow_mut().setup_ms = elapsed_ms(core);
     core.tell_pass();
-    core.set_status(Status::Active);
+    core.advance(Status::Active)?;
     loop {
         core.env.steps.at("precopy-iterate").await?;
         let running = core.env.vm.is_running();
@@ -92,7 +92,9 @@ async fn send(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Result<()
     }
     let was_running = core.env.vm.is_running();
     let old_state = core.env.vm.run_state();
-    match switch_over(core, worker, colo).await {
+    // A pair may still be cancelled when the whole machine was sent: a secondary does not go on alone without being told.
+    let switched = switch_over(core, worker, colo).await;
+    match switched.and_then(|()| if colo { core.advance(Status::Colo) } else { Ok(()) }) {
         Ok(()) if colo => colo::primary::run(core, worker).await,
         Ok(()) => {
             let finish = |sender: &mut Sender| {
@@ -122,13 +124,10 @@ async fn switch_over(core: &Rc<Core>, worker: &Worker<Sender>, colo: bool) -> Re
     let reason = if colo { StopReason::Colo } else { StopReason::Migration };
     core.env.vm.stop(reason).await?;
     if core.capabilities.get().is_on("pause-before-switchover") {
-        core.set_status(Status::PreSwitchover);
+        core.advance(Status::PreSwitchover)?;
         core.go_on.notified().await;
     }
-    if core.outgoing.borrow().status == Status::Cancelling {
-        bail!("Migration was cancelled");
-    }
-    core.set_status(Status::Device);
+    core.advance(Status::Device)?;
     core.env.steps.at("precopy-device").await?;
     if !colo {
         core.env.vm.inactivate_disks().await?;

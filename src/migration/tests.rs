@@ -5,6 +5,7 @@ use crate::colo::Steps;
 use crate::fake::{FakeMachine, FakeWorld};
 use crate::hooks::VmControl;
 use lockstep_event::Context;
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -146,6 +147,70 @@ fn a_cancelled_migration_leaves_the_guest_running_here() {
         source.migration.wait().await;
         assert_eq!(source.status(), "cancelled");
         assert!(source.vm.is_running());
+    });
+}
+
+/// Cancels an outgoing migration at the moment that this is noted for the `nth` time.
+fn cancel_at(source: &FakeMachine, note: &'static str, nth: usize) {
+    let (migration, seen) = (source.migration.clone(), Cell::new(0));
+    *source.vm.at_note.borrow_mut() = Some(Box::new(move |what| {
+        if what == note {
+            seen.set(seen.get() + 1);
+            if seen.get() == nth {
+                migration.cancel();
+            }
+        }
+    }));
+}
+
+#[test]
+fn a_migration_is_cancelled_whatever_goes_on_at_that_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first pass is told before the migration is active.
+    for (note, capability) in [("MIGRATION_PASS", "events"), ("STOP", "events"), ("STOP", "pause-before-switchover")] {
+        in_context(async {
+            let path = dir.path().join(format!("{note}-{capability}"));
+            let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            std::thread::spawn(move || {
+                let (mut peer, _) = listener.accept().unwrap();
+                std::io::copy(&mut peer, &mut std::io::sink())
+            });
+            let source = FakeMachine::running(&Rc::default(), Steps::default());
+            source.migration.set_capabilities([("events", true), (capability, true)]).unwrap();
+            cancel_at(&source, note, 1);
+            source.migration.migrate(&to(format!("unix:{}", path.display()))).unwrap();
+            until("it is over", || !["setup", "active", "cancelling"].contains(&&*source.status())).await;
+            assert_eq!(source.status(), "cancelled", "at {note}, {capability}");
+            assert!(source.vm.is_running(), "at {note}, {capability}");
+        });
+    }
+}
+
+#[test]
+fn a_pair_that_is_cancelled_before_it_stands_comes_to_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri = format!("unix:{}", dir.path().join("s").display());
+    in_context(async {
+        let world = Rc::new(FakeWorld::default());
+        let (source, target) =
+            (FakeMachine::running(&world, Steps::default()), FakeMachine::new(&world, Steps::default()));
+        source.work(1);
+        for machine in [&source, &target] {
+            machine.migration.set_capabilities([("x-colo", true), ("events", true)]).unwrap();
+        }
+        // The last pass is told when the whole machine was sent.
+        let (migration, at_device) = (source.migration.clone(), Cell::new(false));
+        *source.vm.at_note.borrow_mut() = Some(Box::new(move |what| match what {
+            "MIGRATION device" => at_device.set(true),
+            "MIGRATION_PASS" if at_device.take() => migration.cancel(),
+            _ => {}
+        }));
+        target.migration.start_incoming(&uri).unwrap();
+        source.migration.migrate(&to(&uri)).unwrap();
+        until("it is over", || ["cancelled", "colo"].contains(&&*source.status())).await;
+        assert_eq!(source.status(), "cancelled");
+        assert!(source.vm.is_running());
+        assert_eq!(source.migration.colo_status()["mode"], "none");
     });
 }
 

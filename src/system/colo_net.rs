@@ -10,7 +10,8 @@ use lockstep_net::{
     NetRegistry, NetTables,
     compare::{CompareStats, Protocol, Reason},
 };
-use lockstep_util::Result;
+use lockstep_util::{Result, err};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::vm::Vm;
@@ -148,10 +149,9 @@ impl NetCheckpoint for ColoNet {
         if tables.0.is_empty() { None } else { serde_json::to_value(&tables).ok() }
     }
 
-    fn import_connections(&self, connections: &Value) {
-        match serde_json::from_value(connections.clone()) {
-            Ok(tables) => *self.tables.borrow_mut() = tables,
-            Err(e) => tracing::warn!("the primary's connections cannot be read: {e}"),
-        }
+    fn import_connections(&self, connections: &Value) -> Result<()> {
+        let tables = NetTables::deserialize(connections);
+        *self.tables.borrow_mut() = tables.map_err(|e| err!("The primary's connections cannot be read: {e}"))?;
+        Ok(())
     }
 }

@@ -192,11 +192,7 @@ impl Channel {
             if self.yank.is_pulled() {
                 return Err(broken_off());
             }
-            let wrote = match &*rest {
-                [one] if self.socket => send(&*fd, one, SendFlags::NOSIGNAL),
-                many => rustix::io::writev(&*fd, many),
-            };
-            match wrote {
+            match self.write_some(&fd, rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => IoSlice::advance_slices(&mut rest, n),
                 Err(rustix::io::Errno::AGAIN) => self.yank.wait(fd.as_fd(), PollFlags::OUT, None)?,
@@ -205,6 +201,32 @@ impl Channel {
             }
         }
         Ok(())
+    }
+
+    /// Writes all of a few bytes, or none of the rest: it does not wait for room.
+    ///
+    /// # Errors
+    /// Those of writing, `WouldBlock` when there is no room, and `ConnectionAborted` when it was broken off.
+    pub fn write_at_once(&self, mut bytes: &[u8]) -> io::Result<()> {
+        let fd = self.write.lock().clone().ok_or_else(broken_off)?;
+        while !bytes.is_empty() {
+            if self.yank.is_pulled() {
+                return Err(broken_off());
+            }
+            match rustix::io::retry_on_intr(|| self.write_some(&fd, &[IoSlice::new(bytes)])) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => bytes = &bytes[n..],
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_some(&self, fd: &OwnedFd, pieces: &[IoSlice<'_>]) -> rustix::io::Result<usize> {
+        match pieces {
+            [one] if self.socket => send(fd, one, SendFlags::NOSIGNAL),
+            many => rustix::io::writev(fd, many),
+        }
     }
 
     /// Another descriptor of the reading side, to wait on elsewhere.

@@ -34,10 +34,13 @@ mod tests {
     use super::*;
     use crate::channel::Yank;
     use crate::colo::Message;
+    use crate::fake::EpochDevice;
     use crate::stream::{BlockTable, Command, PAGE, RAM_VERSION, RecordWriter, StreamWriter, mark};
     use lockstep_vmstate::Encoder;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     const MACHINE: &str = "pc-i440fx-10.0";
 
@@ -129,5 +132,58 @@ mod tests {
         for (end, byte) in [(first, 1), (first + second - 1, 1), (first + second, 2), (whole.len() - 1, 2)] {
             assert_eq!(shown(end), byte, "after {end} bytes");
         }
+    }
+
+    /// What a secondary says to a primary that sends this and stays there.
+    fn verdict(bytes: &[u8], ram: &RamList, states: &StateRegistry) -> String {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let channel = Channel::from_fd(theirs.into(), Yank::new().unwrap()).unwrap();
+        let (ram, states) = (ram.clone(), states.clone());
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let Err(e) = take_in(channel, MACHINE, &ram, &states);
+            let _ = tell.send(e.to_string());
+        });
+        ours.write_all(bytes).unwrap();
+        told.recv_timeout(Duration::from_secs(20)).expect("a word")
+    }
+
+    #[test]
+    fn device_state_is_refused_where_it_could_come_for_ever() {
+        let ram = RamList::new();
+        ram.allocate("pc.ram", 4 * PAGE as u64).unwrap();
+        let states = StateRegistry::new();
+        states.reserve("ram");
+        let sender = Sender { states: states.clone(), table: BlockTable::of(&ram.blocks()) };
+        let begin = |devices: usize| {
+            let mut out = Encoder::new();
+            let mut writer = StreamWriter::new(&mut out, Frames::of_machine(MACHINE));
+            writer.header(MACHINE);
+            writer.command(Command::EnableColo);
+            sender.ram(mark::START, 0, &mut out);
+            (0..devices).for_each(|_| drop(StreamWriter::new(&mut out, Frames::of_machine(MACHINE)).devices(&states)));
+            out.into_bytes()
+        };
+        states.register("epoch", Arc::new(EpochDevice::default()));
+        let twice = "The state of instance 0x0 of device 'epoch' came twice";
+        assert_eq!(verdict(&begin(2), &ram, &states), twice);
+        let mut out = Encoder::new();
+        out.put_u32(Message::CheckpointRequest.number());
+        out.put_u32(Message::VmstateSend.number());
+        StreamWriter::new(&mut out, Frames::of_machine(MACHINE)).devices(&states).unwrap();
+        let among_ram = [sender.join(), out.into_bytes()].concat();
+        assert_eq!(verdict(&among_ram, &ram, &states), "Device state among the RAM of a checkpoint");
+        let mut devices = Encoder::new();
+        let mut writer = StreamWriter::new(&mut devices, Frames::of_machine(MACHINE));
+        (0..2).for_each(|_| drop(writer.devices(&states).unwrap()));
+        writer.eof();
+        let mut out = Encoder::new();
+        out.put_u32(Message::CheckpointRequest.number());
+        out.put_u32(Message::VmstateSend.number());
+        StreamWriter::new(&mut out, Frames::of_machine(MACHINE)).eof();
+        out.put_u32(Message::VmstateSize.number());
+        out.put_u64(devices.len() as u64);
+        out.put_bytes(devices.bytes());
+        assert_eq!(verdict(&[sender.join(), out.into_bytes()].concat(), &ram, &states), twice);
     }
 }

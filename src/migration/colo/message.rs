@@ -77,9 +77,9 @@ pub(super) enum Request {
     RamAhead,
 }
 
-/// Sends a word.
+/// Sends a word, without waiting: a word finds room on a channel whose other end listens.
 pub(super) fn say(channel: &Channel, message: Message) -> Result<()> {
-    let sent = channel.write_all(&[&message.number().to_be_bytes()]);
+    let sent = channel.write_at_once(&message.number().to_be_bytes());
     sent.map_err(|e| lockstep_util::Error::with_errno("Can't send COLO message", &e))
 }
 
@@ -185,5 +185,27 @@ impl Receiver {
             Heard::Message(other) => bail!("Got unknown COLO message: {}", other.number()),
             Heard::Extension(_) => bail!("Invalid message"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::Yank;
+    use std::io::ErrorKind;
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    #[test]
+    fn a_word_to_a_peer_that_takes_none_is_an_error_and_no_wait() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let channel = Channel::from_fd(ours.into(), Yank::new().unwrap()).unwrap();
+        let full = (0..).find_map(|_| channel.write_at_once(&[0; 4]).err()).unwrap();
+        assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || tell.send(say(&channel, VmstateReceived).unwrap_err().to_string()));
+        let error = told.recv_timeout(Duration::from_secs(20)).expect("it does not wait");
+        assert!(error.starts_with("Can't send COLO message: "), "{error}");
     }
 }

@@ -202,4 +202,6 @@ pub(crate) fn advertisement(core: &Core) -> Option<Value> {
 }
 
 #[cfg(test)]
+mod order_tests;
+#[cfg(test)]
 mod tests;

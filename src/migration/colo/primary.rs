@@ -33,7 +33,6 @@ fn is_open(channel: &OwnedFd) -> bool {
 /// alone, and does.
 pub(crate) async fn run(core: &Core, worker: &Worker<Sender>) -> Result<()> {
     core.colo.enter(ColoMode::Primary);
-    core.set_status(Status::Colo);
     let Err(e) = Pair::new(core, worker).checkpoints().await;
     // The other side need not find out by itself.
     core.yank.pull();

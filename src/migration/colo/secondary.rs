@@ -141,7 +141,7 @@ impl Pair<'_> {
         core.set_incoming_status(Status::Colo);
         let offer = arrived.description.as_ref().map(|d| &d["lockstep-colo"]).filter(|o| o.is_object());
         if let Some(connections) = offer.and_then(|o| o.get("connections")) {
-            core.env.net.import_connections(connections);
+            core.env.net.import_connections(connections)?;
         }
         let answer = offer.map(|_| json!({"features": FEATURES}));
         // What was mirrored while the machine was on its way here is in its state.
@@ -177,6 +177,9 @@ impl Pair<'_> {
             })
             .await?;
         // From "received" on the primary counts on this side, so whatever can be refused is refused before.
+        if let Some(connections) = checkpoint.extension.as_ref().and_then(|e| e.get("connections")) {
+            net.import_connections(connections)?;
+        }
         disks.error()?;
         self.still_together()?;
         net.discard_incoming().await;
@@ -221,9 +224,6 @@ impl Pair<'_> {
         disks.gate_peer_writes(false);
         let Some(checkpoint) = core.colo.unapplied.take() else { return Ok(pages) };
         load_devices(core, checkpoint.devices, checkpoint.at);
-        if let Some(connections) = checkpoint.extension.as_ref().and_then(|e| e.get("connections")) {
-            net.import_connections(connections);
-        }
         net.notify_checkpoint();
         core.env.steps.at("secondary-devices-applied").await?;
         Ok(pages)
@@ -249,11 +249,9 @@ impl Receiver {
     /// Takes RAM in, into the copy.
     fn receive_ram(&mut self) -> Result<()> {
         self.parser.resume();
+        self.staged.ram_only = true;
         self.read_stream()?;
-        if !self.staged.prepared.is_empty() {
-            self.staged.prepared.clear();
-            bail!("Device state among the RAM of a checkpoint");
-        }
+        self.staged.ram_only = false;
         Ok(())
     }
 
@@ -272,7 +270,7 @@ impl Receiver {
         let validated = self.prepare_devices(&bytes);
         self.device_bytes = bytes;
         validated?;
-        let devices = std::mem::take(&mut self.staged.prepared);
+        let devices = self.staged.take();
         let received = self.reader.received();
         let bytes = received - std::mem::replace(&mut self.accounted, received);
         Ok(Checkpoint { devices, extension, bytes, channel: self.channel.clone(), at })

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-async fn until(what: &str, done: impl Fn() -> bool) {
+pub(super) async fn until(what: &str, done: impl Fn() -> bool) {
     for _ in 0..20_000 {
         if done() {
             return;
@@ -27,7 +27,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
     panic!("waited too long: {what}");
 }
 
-fn in_context<F: Future<Output = ()>>(test: F) {
+pub(super) fn in_context<F: Future<Output = ()>>(test: F) {
     Context::new("main").unwrap().run(test);
 }
 
@@ -62,16 +62,16 @@ impl StepHook for AtStep {
     }
 }
 
-struct TestPair {
-    world: Rc<FakeWorld>,
-    primary: FakeMachine,
-    secondary: FakeMachine,
+pub(super) struct TestPair {
+    pub world: Rc<FakeWorld>,
+    pub primary: FakeMachine,
+    pub secondary: FakeMachine,
     _dir: tempfile::TempDir,
 }
 
 impl TestPair {
     /// Two machines that are not connected yet.
-    fn new(primary: Steps, secondary: Steps) -> Self {
+    pub fn new(primary: Steps, secondary: Steps) -> Self {
         let world = Rc::new(FakeWorld::default());
         let (primary, secondary) = (FakeMachine::running(&world, primary), FakeMachine::new(&world, secondary));
         for machine in [&primary, &secondary] {
@@ -84,7 +84,7 @@ impl TestPair {
         self._dir.path().join(name).display().to_string()
     }
 
-    async fn connect(&self) {
+    pub async fn connect(&self) {
         let uri = format!("unix:{}", self.path("s"));
         self.connect_by(&uri).await;
     }
@@ -110,7 +110,7 @@ impl TestPair {
     }
 
     /// A whole checkpoint.
-    async fn checkpoint(&self, epoch: u64) {
+    pub async fn checkpoint(&self, epoch: u64) {
         let count = |m: &FakeMachine| m.migration.checkpoint_statistics().count;
         let (p, s) = (count(&self.primary), count(&self.secondary));
         self.epoch(epoch);
@@ -121,7 +121,7 @@ impl TestPair {
     }
 
     /// The secondary goes on alone, and is what it must be.
-    async fn secondary_survives(&self, case: &str) {
+    pub async fn secondary_survives(&self, case: &str) {
         let s = &self.secondary;
         // It may have been told already, at the step itself.
         let _ = s.migration.colo_lost_heartbeat();
@@ -149,7 +149,7 @@ impl TestPair {
         assert!(s.vm.announced.get().is_some(), "{case}");
     }
 
-    async fn primary_survives(&self, case: &str) {
+    pub async fn primary_survives(&self, case: &str) {
         let p = &self.primary;
         let epoch = *p.device.epoch.lock();
         let _ = p.migration.colo_lost_heartbeat();
@@ -662,6 +662,21 @@ fn a_secondary_notices_a_bad_device_before_it_says_received() {
         assert_eq!(pair.secondary.whole_epoch(), Ok(2));
         assert_eq!(pair.world.released.get(), 2);
         pair.secondary_survives("bad device").await;
+    });
+}
+
+#[test]
+fn connections_that_make_no_sense_are_noticed_before_the_secondary_says_received() {
+    in_context(async {
+        let pair = TestPair::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        *pair.primary.net.connections.borrow_mut() = Some("nonsense".into());
+        pair.epoch(3);
+        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
+        until("both know that it fell apart", || told(&pair.secondary) && told(&pair.primary)).await;
+        assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(2), 2));
+        pair.secondary_survives("nonsense").await;
     });
 }
 
