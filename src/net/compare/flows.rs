@@ -33,8 +33,10 @@ pub(super) struct Entry {
     /// When a packet came last.
     pub used: i64,
     pub load: Load,
-    /// The engine's timer will look at it.
+    /// The engine's timer will look at it, when its patience is over.
     pub armed: bool,
+    /// The engine's timer will look at it, to see whether it gets on.
+    pub watched: bool,
     /// It is in [`Flows::touched`].
     touched: bool,
     /// It is in [`Flows::ended`].
@@ -72,7 +74,15 @@ impl Flows {
     }
 
     pub fn insert(&mut self, key: Key, flow: Flow, now: i64) {
-        let entry = Entry { flow, used: now, load: Load::default(), armed: false, touched: false, lingers: false };
+        let entry = Entry {
+            flow,
+            used: now,
+            load: Load::default(),
+            armed: false,
+            watched: false,
+            touched: false,
+            lingers: false,
+        };
         self.entries.insert(key, entry);
     }
 
@@ -117,7 +127,8 @@ impl Flows {
         for key in std::mem::take(&mut self.touched) {
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             make_equal(&mut entry.flow);
-            (entry.load, entry.armed, entry.touched) = (Load::default(), false, false);
+            (entry.load, entry.touched) = (Load::default(), false);
+            (entry.armed, entry.watched) = (false, false);
             match &entry.flow {
                 Flow::Tcp(conn) if !conn.is_aborted() => {}
                 _ => drop(self.entries.remove(&key)),

@@ -30,6 +30,8 @@ use datagram::DatagramConn;
 use flows::{Flow, Flows};
 use fragment::{Datagram, Reassembler};
 
+/// How often a flow is looked at that waits for something for longer than the patience (ns).
+const VIGIL_NS: i64 = 100_000_000;
 /// Frames kept back while this side may not speak for the VM.
 const MAX_GATED: usize = 64;
 
@@ -161,6 +163,7 @@ pub struct CompareEngine {
     total: Load,
     over: [usize; 2],
     waiting: VecDeque<(i64, Key)>,
+    vigils: VecDeque<(i64, Key)>,
     stats: CompareStats,
     order: u64,
 }
@@ -178,6 +181,7 @@ impl CompareEngine {
             total: Load::default(),
             over: [0; 2],
             waiting: VecDeque::new(),
+            vigils: VecDeque::new(),
             stats: CompareStats::default(),
             order: 0,
         }
@@ -263,9 +267,20 @@ impl CompareEngine {
             let Some((_, key)) = self.waiting.pop_front() else { break };
             if let Some(entry) = self.flows.get_mut(&key) {
                 entry.armed = false;
-                self.run_flow(key, now, out, |flow, ctx| match flow {
+                self.run_flow(key, now, out, false, |flow, ctx| match flow {
                     Flow::Tcp(conn) => conn.patience_over(ctx),
                     Flow::Datagram(conn) => conn.patience_over(ctx),
+                });
+            }
+        }
+        while self.vigils.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, key)) = self.vigils.pop_front() else { break };
+            if let Some(entry) = self.flows.get_mut(&key) {
+                entry.watched = false;
+                self.run_flow(key, now, out, false, |flow, ctx| {
+                    if let Flow::Tcp(conn) = flow {
+                        conn.keep_vigil(ctx);
+                    }
                 });
             }
         }
@@ -274,7 +289,7 @@ impl CompareEngine {
 
     /// When [`CompareEngine::tick`] should be called next, if it has anything to wait for.
     pub fn next_deadline(&self) -> Option<i64> {
-        self.waiting.front().map(|(at, _)| *at)
+        self.waiting.front().into_iter().chain(self.vigils.front()).map(|(at, _)| *at).min()
     }
 
     /// Asks for a checkpoint if any packet waits longer than the time-out. To be called periodically.
@@ -338,6 +353,7 @@ impl CompareEngine {
         out.frames.extend(fragments);
         self.secondary_fragments.take();
         self.waiting.clear();
+        self.vigils.clear();
         self.total = Load::default();
         self.over = [0; 2];
     }
@@ -452,22 +468,36 @@ impl CompareEngine {
             };
             self.flows.insert(key, flow, now);
         }
-        self.run_flow(key, now, out, f);
+        self.run_flow(key, now, out, true, f);
     }
 
-    fn run_flow(&mut self, key: Key, now: i64, out: &mut Output, f: impl FnOnce(&mut Flow, &mut Context<'_>)) {
+    /// Works on a flow; `spoken` if a packet came on it.
+    fn run_flow(
+        &mut self,
+        key: Key,
+        now: i64,
+        out: &mut Output,
+        spoken: bool,
+        f: impl FnOnce(&mut Flow, &mut Context<'_>),
+    ) {
         let Some(entry) = self.flows.get_mut(&key) else { return };
-        entry.used = now;
+        if spoken {
+            entry.used = now;
+        }
         let mut ctx = Context { now, config: self.config, out, stats: &mut self.stats, order: &mut self.order };
         f(&mut entry.flow, &mut ctx);
-        let (load, wants_patience) = match &entry.flow {
-            Flow::Tcp(conn) => (conn.load(), conn.wants_patience()),
-            Flow::Datagram(conn) => (conn.load(), conn.wants_patience()),
+        let (load, wants_patience, wants_vigil) = match &entry.flow {
+            Flow::Tcp(conn) => (conn.load(), conn.wants_patience(), conn.wants_vigil()),
+            Flow::Datagram(conn) => (conn.load(), conn.wants_patience(), false),
         };
         let old = std::mem::replace(&mut entry.load, load);
         if wants_patience && !entry.armed {
             entry.armed = true;
             self.waiting.push_back((now + self.config.patience_ns, key));
+        }
+        if wants_vigil && !entry.watched {
+            entry.watched = true;
+            self.vigils.push_back((now + VIGIL_NS, key));
         }
         let total = &mut self.total;
         total.primary_packets = total.primary_packets - old.primary_packets + load.primary_packets;

@@ -217,8 +217,14 @@ fn what_the_secondary_says_while_its_redirector_is_not_connected_is_counted_and_
         until(|| p.chardevs.query().iter().any(|c| c.label == "compare1" && c.filename.contains("<->"))).await;
         until(|| s.chardevs.query().iter().any(|c| c.label == "red1" && c.filename.contains("<->"))).await;
         s.peer.send(seg(ACK, 9001, 104, b"answer").frame().data);
-        let answer = Frame::new(p.next_on_wire().await);
-        assert_eq!((tcp_of(&answer).seq, tcp_of(&answer).ack), (5001, 104));
+        // Meanwhile the peer may have been asked to repeat what the secondary may not have heard.
+        let answer = loop {
+            let tcp = tcp_of(&Frame::new(p.next_on_wire().await));
+            if !tcp.is_empty() {
+                break tcp;
+            }
+        };
+        assert_eq!((answer.seq, answer.ack), (5001, 104));
         assert!(p.wire_is_quiet(), "and it leaves once");
         assert_eq!(pair.checkpoints.load(Ordering::SeqCst), 0);
     });

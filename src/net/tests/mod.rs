@@ -2,6 +2,7 @@
 
 mod colo;
 mod filters;
+mod losses;
 mod stacks;
 mod tap;
 

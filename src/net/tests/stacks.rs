@@ -16,6 +16,8 @@ use crate::backend::tap_sys;
 const MAC_CLIENT: &str = "52:54:00:00:00:01";
 const MAC_GUEST: &str = "52:54:00:12:34:56";
 const PORT: u16 = 8080;
+const GREETING_PORT: u16 = 8081;
+const GREETING: &[u8] = b"220 ready\r\n";
 /// VLAN 5, where a test wants one.
 const TAG: [u8; 4] = [0x81, 0x00, 0x00, 0x05];
 
@@ -24,7 +26,7 @@ const DEAF: Duration = Duration::from_millis(5);
 
 /// How the client's cable treats packets, in percent.
 #[derive(Clone, Copy, Default)]
-struct Cable {
+pub(super) struct Cable {
     loss: u32,
     reorder: u32,
     duplicate: u32,
@@ -68,10 +70,10 @@ fn host<T: Send + 'static>(
 }
 
 /// The service: `U` and a length takes an upload and answers with its sum, `D` and a length gives a download, `F` and a length fetches a
-/// download from the client and answers with its sum, `E` echoes.
+/// download from the client and answers with its sum, `E` echoes. On the next port it greets before it listens.
 fn serve() {
-    for address in ["0.0.0.0", "::"] {
-        let socket: SocketAddr = SocketAddr::new(address.parse().unwrap(), PORT);
+    for (address, port) in [("0.0.0.0", PORT), ("::", PORT), ("0.0.0.0", GREETING_PORT)] {
+        let socket: SocketAddr = SocketAddr::new(address.parse().unwrap(), port);
         let listener = socket2::Socket::new(socket2::Domain::for_address(socket), socket2::Type::STREAM, None).unwrap();
         listener.set_reuse_address(true).unwrap();
         if socket.is_ipv6() {
@@ -81,8 +83,13 @@ fn serve() {
         listener.listen(128).unwrap();
         let listener: TcpListener = listener.into();
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                thread::spawn(move || drop(answer(stream)));
+            for mut stream in listener.incoming().flatten() {
+                thread::spawn(move || {
+                    if port == GREETING_PORT {
+                        stream.write_all(GREETING)?;
+                    }
+                    answer(stream)
+                });
             }
         });
     }
@@ -169,22 +176,34 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-fn connect(v6: bool) -> TcpStream {
-    let host = if v6 { "fd00::2" } else { "10.0.0.2" };
-    let address = SocketAddr::new(host.parse().unwrap(), PORT);
+pub(super) fn connect(v6: bool) -> TcpStream {
+    connect_to(if v6 { "fd00::2" } else { "10.0.0.2" }, PORT)
+}
+
+/// A connection to the service that greets.
+pub(super) fn be_greeted() -> TcpStream {
+    let mut stream = connect_to("10.0.0.2", GREETING_PORT);
+    let mut greeting = [0; GREETING.len()];
+    stream.read_exact(&mut greeting).expect("no greeting");
+    assert_eq!(greeting, GREETING);
+    stream
+}
+
+fn connect_to(host: &str, port: u16) -> TcpStream {
+    let address = SocketAddr::new(host.parse().unwrap(), port);
     let stream = TcpStream::connect_timeout(&address, Duration::from_secs(15)).expect("no connection");
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
 
-fn ask(stream: &mut TcpStream, what: u8, length: u64) {
+pub(super) fn ask(stream: &mut TcpStream, what: u8, length: u64) {
     let mut head = vec![what];
     head.extend(length.to_be_bytes());
     stream.write_all(&head).unwrap();
 }
 
-fn upload(v6: bool, length: u64) {
+pub(super) fn upload(v6: bool, length: u64) {
     let mut stream = connect(v6);
     ask(&mut stream, b'U', length);
     let mut data = vec![0; length as usize];
@@ -195,7 +214,7 @@ fn upload(v6: bool, length: u64) {
     assert_eq!(u64::from_be_bytes(got), sum_of(0, &data));
 }
 
-fn download(v6: bool, length: u64) {
+pub(super) fn download(v6: bool, length: u64) {
     let mut stream = connect(v6);
     ask(&mut stream, b'D', length);
     let mut got = Vec::new();
@@ -205,7 +224,7 @@ fn download(v6: bool, length: u64) {
     assert!(got == want, "a wrong byte in {} of {length}", got.len());
 }
 
-fn echo(v6: bool, times: u8) {
+pub(super) fn echo(v6: bool, times: u8) {
     let mut stream = connect(v6);
     ask(&mut stream, b'E', 0);
     for i in 0..times {
@@ -217,13 +236,26 @@ fn echo(v6: bool, times: u8) {
     }
 }
 
+/// Which frames a card loses.
+pub(super) type Loses = Box<dyn FnMut(&[u8]) -> bool + Send>;
+
+/// So many of a hundred frames begin a time in which all are lost.
+fn now_and_then(percent: u32) -> Loses {
+    let (mut rng, mut until) = (Rng(3), Instant::now());
+    Box::new(move |_| {
+        let now = Instant::now();
+        if rng.percent(percent) {
+            until = now + DEAF;
+        }
+        now < until
+    })
+}
+
 /// A card whose guest is a namespace.
 struct StackCard {
     tap: OwnedFd,
     vlan: bool,
-    /// So many of a hundred frames begin a time in which it loses all.
-    deaf: u32,
-    hears: Mutex<(Rng, Instant)>,
+    loses: Mutex<Loses>,
 }
 
 impl NicReceiver for StackCard {
@@ -231,12 +263,7 @@ impl NicReceiver for StackCard {
         true
     }
     fn receive(&self, frame: &[u8]) -> bool {
-        let mut hears = self.hears.lock();
-        let now = Instant::now();
-        if hears.0.percent(self.deaf) {
-            hears.1 = now + DEAF;
-        }
-        if now < hears.1 {
+        if (self.loses.lock())(frame) {
             return true;
         }
         let frame = if self.vlan { untag(frame) } else { frame.to_vec() };
@@ -256,9 +283,9 @@ fn untag(frame: &[u8]) -> Vec<u8> {
 }
 
 /// Connects a machine's card to a guest's tap device.
-fn plug(machine: &Machine, tap: OwnedFd, vlan: bool, deaf: u32) -> Arc<StackCard> {
+fn plug(machine: &Machine, tap: OwnedFd, vlan: bool, loses: Loses) -> Arc<StackCard> {
     let input = tap.try_clone().unwrap();
-    let card = Arc::new(StackCard { tap, vlan, deaf, hears: Mutex::new((Rng(3), Instant::now())) });
+    let card = Arc::new(StackCard { tap, vlan, loses: Mutex::new(loses) });
     machine.peer.connect(Arc::downgrade(&(card.clone() as Arc<dyn NicReceiver>)) as _);
     let peer = machine.peer.clone();
     // As a vCPU does: from a thread of its own.
@@ -311,6 +338,15 @@ fn carry(mut rng: Rng, cable: Cable, send: impl Fn(&[u8])) -> impl FnMut(&[u8]) 
 
 /// Runs `client` against a pair of stacks; the statistics of the comparison are the result.
 fn with_pair(cable: Cable, client: impl FnOnce() + Send + 'static) -> Option<crate::compare::CompareStats> {
+    with_losses(cable, now_and_then(cable.deaf), client)
+}
+
+/// The same, with a secondary whose card loses frames that the primary's gets.
+pub(super) fn with_losses(
+    cable: Cable,
+    loses: Loses,
+    client: impl FnOnce() + Send + 'static,
+) -> Option<crate::compare::CompareStats> {
     // SAFETY: geteuid takes nothing and cannot fail.
     let root = unsafe { libc::geteuid() } == 0;
     if !root
@@ -338,9 +374,10 @@ fn with_pair(cable: Cable, client: impl FnOnce() + Send + 'static) -> Option<cra
     context.run(async {
         let pair = Pair::new().await;
         let mut cards = Vec::new();
-        for ((machine, deaf), (tap, ready)) in [(&pair.p, 0), (&pair.s, cable.deaf)].into_iter().zip(guests) {
+        let losses: [Loses; 2] = [Box::new(|_| false), loses];
+        for ((machine, loses), (tap, ready)) in [&pair.p, &pair.s].into_iter().zip(losses).zip(guests) {
             ready.join().unwrap();
-            cards.push(plug(machine, tap, cable.vlan, deaf));
+            cards.push(plug(machine, tap, cable.vlan, loses));
         }
         // The cable between the client and the primary's backend.
         let (out, back) = (pair.p.wire.try_clone().unwrap(), pair.p.wire.try_clone().unwrap());
@@ -363,10 +400,12 @@ fn with_pair(cable: Cable, client: impl FnOnce() + Send + 'static) -> Option<cra
             }
         });
         go.send(()).unwrap();
-        let done = tokio::task::spawn_blocking(move || client.join());
-        let result = tokio::time::timeout(Duration::from_secs(60), done).await;
+        let limit = Instant::now() + Duration::from_secs(60);
+        while !client.is_finished() && Instant::now() < limit {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         let all = pair.p.net.compare_stats().await;
-        assert!(matches!(result, Ok(Ok(Ok(())))), "the client failed: {:#?}", all["comp0"]);
+        assert!(client.is_finished() && client.join().is_ok(), "the client failed: {:#?}", all["comp0"]);
         assert_eq!(pair.checkpoints.load(Ordering::SeqCst), 0, "{:#?}", all["comp0"]);
         stats = Some(all["comp0"].clone());
         // The threads of guests and cable end with the process.

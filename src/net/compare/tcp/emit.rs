@@ -1,7 +1,7 @@
 //! The last change to a segment before it leaves: acknowledgement and window lowered to what both guests stand for,
 //! timestamps in order, and pure acknowledgements made from scratch.
 
-use super::Ends;
+use super::ends::{Blocks, Ends, duplicate_of};
 use crate::packet::{
     Fixup, Frame, FrameView, IpView, Kind, SackBlocks, TcpView, after, earlier, flags, internet_sum, later,
     tcp_checksum,
@@ -9,6 +9,9 @@ use crate::packet::{
 
 /// A window that grew by so many bytes is worth telling (two full segments).
 const WINDOW_STEP: u32 = 2896;
+
+/// The most options that a TCP header has, in bytes.
+const MAX_OPTIONS: usize = 40;
 
 /// What the network has been told on one connection.
 #[derive(Debug, Default)]
@@ -19,6 +22,8 @@ pub(super) struct Told {
     pub right: Option<u32>,
     /// The latest TSval: a later segment must not carry an earlier one, or the peer drops it (RFC 7323 section 5).
     pub tsval: Option<u32>,
+    /// What it was told of by selective acknowledgement, behind the highest acknowledgement.
+    pub named: Blocks,
     /// The window was lowered because the secondary's is smaller.
     pub window_lowered: bool,
     /// The window field said zero.
@@ -74,31 +79,58 @@ pub(super) fn finish(
         if window != tcp.window {
             fix.set_u16(frame, tcp.at + 14, window);
         }
-        told.ack = Some(told.ack.map_or(ack, |old| later(old, ack)));
+        let told_ack = told.ack.map_or(ack, |old| later(old, ack));
+        told.ack = Some(told_ack);
+        told.named.forget_before(told_ack);
     }
     let options = tcp.options(frame);
     if let Some(sack) = options.sack {
-        name_what_both_have(frame, &mut fix, sack, secondary);
+        name_what_both_have(frame, &mut fix, sack, secondary, told);
     }
-    if let (Some(at), Some((value, _))) = (options.timestamps, options.timestamp_values(frame)) {
+    if let (Some(at), Some((value, echo))) = (options.timestamps, options.timestamp_values(frame)) {
         match told.tsval {
             Some(last) if after(last, value) => fix.set_u32(frame, at, last),
             _ => told.tsval = Some(value),
+        }
+        if let Some(later) = echo_of_the_later(primary, secondary).filter(|&it| tcp.has(flags::ACK) && it != echo) {
+            fix.set_u32(frame, at + 4, later);
         }
     }
     fix.finish(frame);
     changed
 }
 
-/// Takes out of a selective acknowledgement what the secondary is not known to have: the peer would not send it again for long.
-fn name_what_both_have(frame: &mut Frame, fix: &mut Fixup, sack: SackBlocks, secondary: &Ends) {
+/// The timestamp to echo to the peer: that of the guest for which the acknowledgement had to wait. The peer tells by it whether an
+/// acknowledgement answers what it sent first or what it sent again (RFC 3522): echoing what the primary got first, it would take each
+/// repetition that the secondary needed for a needless one, and the rest of what is missing for arrived.
+fn echo_of_the_later(primary: &Ends, secondary: &Ends) -> Option<u32> {
+    let (p, s) = primary.ack.zip(secondary.ack)?;
+    match p == s {
+        true => Some(later(primary.echo?, secondary.echo?)),
+        false if after(p, s) => secondary.echo,
+        false => primary.echo,
+    }
+}
+
+/// Takes out of a selective acknowledgement what the secondary is not known to have: the peer would not send it again for long. That
+/// something has come twice (RFC 2883) is told only if it has on both sides: a repetition that one of them needed was needed.
+fn name_what_both_have(frame: &mut Frame, fix: &mut Fixup, sack: SackBlocks, secondary: &Ends, told: &mut Told) {
+    let Some(ack) = told.ack else { return };
     const NO_OPERATION: u8 = 1;
-    let mut kept: Vec<u8> = Vec::new();
-    for (left, right) in sack.edges(frame).filter(|&block| secondary.has(block)) {
+    let mut kept: Vec<u8> = Vec::with_capacity(8 * sack.count);
+    let twice = duplicate_of(sack, frame, ack);
+    for block in sack.edges(frame) {
+        let Some((left, right)) = secondary.part_of(block) else { continue };
+        if (twice == Some(block) || !after(right, ack)) && secondary.twice != Some(block) {
+            continue;
+        }
         kept.extend(left.to_be_bytes());
         kept.extend(right.to_be_bytes());
+        if after(left, ack) {
+            told.named.add((left, right));
+        }
     }
-    if kept.len() == 8 * sack.count {
+    if kept.iter().eq(&frame.data[sack.at..sack.at + 8 * sack.count]) {
         return;
     }
     let head = if kept.is_empty() { [NO_OPERATION; 2] } else { [5, kept.len() as u8 + 2] };
@@ -166,13 +198,15 @@ impl Template {
         self.tcp.seq
     }
 
-    /// A pure acknowledgement with sequence number `seq`; the acknowledgement number is the primary's, to be lowered by
-    /// [`finish`].
-    pub fn acknowledgement(&self, seq: u32, primary: &Ends, told: &Told) -> Option<(Frame, TcpView)> {
+    /// A pure acknowledgement with sequence number `seq` that names as many of `names` as fit; the acknowledgement number is the
+    /// primary's, to be lowered by [`finish`].
+    pub fn acknowledgement(&self, seq: u32, primary: &Ends, told: &Told, names: &Blocks) -> Option<(Frame, TcpView)> {
         let at = self.tcp.at;
         let mut data = self.headers.clone();
         data[..self.vnet_len].fill(0);
-        let options = if self.timestamps.is_some() { 12 } else { 0 };
+        let stamps = if self.timestamps.is_some() { 12 } else { 0 };
+        let named: Vec<_> = names.iter().take((MAX_OPTIONS - stamps - 4) / 8).collect();
+        let options = stamps + if named.is_empty() { 0 } else { 4 + 8 * named.len() };
         let end = at + 20 + options;
         data[at + 4..at + 8].copy_from_slice(&seq.to_be_bytes());
         data[at + 8..at + 12].copy_from_slice(&primary.ack?.to_be_bytes());
@@ -184,6 +218,13 @@ impl Template {
             data.extend([1, 1, 8, 10]);
             data.extend(told.tsval.unwrap_or(value).to_be_bytes());
             data.extend(echo.to_be_bytes());
+        }
+        if !named.is_empty() {
+            data.extend([1, 1, 5, 2 + 8 * named.len() as u8]);
+            for (left, right) in named {
+                data.extend(left.to_be_bytes());
+                data.extend(right.to_be_bytes());
+            }
         }
         set_ip_length(&mut data, &self.ip, end);
         if !self.ip.v6 {

@@ -4,79 +4,37 @@
 //! SYN, whose sequence number nobody knows how to translate yet.
 
 mod emit;
+mod ends;
 mod stream;
 
 use std::collections::VecDeque;
 
 pub(in crate::compare) use emit::fix_ipv4_checksum;
 use emit::{Template, Told, back_piece, finish, front_piece, right_edge};
+use ends::{Blocks, Ends};
 use stream::{Coverage, Stream};
 
 use super::stats::Protocol;
 use super::{Context, Load, Reason};
-use crate::packet::{Frame, FrameView, IpView, Kind, TcpView, after, flags, later};
+use crate::packet::{Frame, FrameView, IpView, Kind, TcpView, after, earlier, flags, later};
 
 /// Segments of the secondary kept for an incarnation of the connection that the primary has not begun.
 const MAX_NEXT: usize = 64;
 /// Aborts of the secondary that wait for the primary's.
 const MAX_RESETS: u8 = 16;
-/// Blocks of a guest's selective acknowledgements that are remembered: two segments' full.
-const MOST_NAMED: usize = 8;
-
-/// What one guest has acknowledged and offered.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Ends {
-    /// The highest acknowledgement.
-    pub ack: Option<u32>,
-    /// The highest window edge, if the scale is known.
-    pub right: Option<u32>,
-    /// The window scale, known from a SYN|ACK.
-    pub scale: Option<u8>,
-    /// The newest window field.
-    pub window: u16,
-    /// What it has named by selective acknowledgement (RFC 2018) last: left and right edges.
-    pub named: [(u32, u32); MOST_NAMED],
-}
-
-impl Ends {
-    /// Takes in what a segment acknowledges; true if it acknowledges more than before.
-    fn learn(&mut self, frame: &Frame, tcp: &TcpView) -> bool {
-        if tcp.has(flags::SYN | flags::ACK) {
-            // The server names a scale only if the client did: then it holds for the connection.
-            self.scale = Some(tcp.options(frame).window_scale.unwrap_or(0));
-        }
-        if !tcp.has(flags::ACK) || tcp.has(flags::RST) {
-            return false;
-        }
-        if let Some(sack) = tcp.options(frame).sack {
-            sack.edges(frame).for_each(|block| self.name(block));
-        }
-        let advanced = self.ack.is_none_or(|old| after(tcp.ack, old));
-        if advanced || self.ack == Some(tcp.ack) {
-            self.window = tcp.window;
-        }
-        self.ack = Some(self.ack.map_or(tcp.ack, |old| later(old, tcp.ack)));
-        if let Some(scale) = self.scale {
-            let scale = if tcp.has(flags::SYN) { 0 } else { scale };
-            let edge = tcp.ack.wrapping_add(u32::from(tcp.window) << scale);
-            self.right = Some(self.right.map_or(edge, |old| later(old, edge)));
-        }
-        advanced
-    }
-
-    /// Remembers a block, in place of the oldest or of one that it contains.
-    fn name(&mut self, (left, right): (u32, u32)) {
-        let place = self.named.iter().position(|&(l, r)| !after(left, l) && !after(r, right) && l != r);
-        self.named[..=place.unwrap_or(MOST_NAMED - 1)].rotate_right(1);
-        self.named[0] = (left, right);
-    }
-
-    /// Whether the guest is known to have all that a block of a selective acknowledgement names.
-    pub fn has(&self, (left, right): (u32, u32)) -> bool {
-        self.ack.is_some_and(|ack| !after(right, ack))
-            || self.named.iter().any(|&(l, r)| after(r, l) && !after(l, left) && !after(right, r))
-    }
-}
+/// The blocks of a selective acknowledgement that always fit: those that the peer must have been told.
+const NEWEST: usize = 3;
+/// How long the primary's words wait before the peer is asked for an acknowledgement that the secondary may not have heard,
+/// doubled each time (ns). It is what Linux waits at least before it repeats a segment: a secondary that has data under way asks by
+/// itself then, but one that misses the last word of its handshake says nothing for a second (RFC 6298), and then only its SYN again.
+const ASK_NS: i64 = 200_000_000;
+/// The most such questions while the same words wait: the last comes before the time-out of 3 s.
+const MAX_ASKED: u32 = 4;
+/// How long a loss that the secondary has made known may go unrepaired before a checkpoint repairs it (ns). The peer has been told,
+/// and sends again after one round trip, or when its retransmission timer runs out, which is 200 ms on Linux with the round trips of
+/// most networks: so this leaves room for one try of each kind. A secondary that has not said that it misses anything is only slow, and has
+/// the time-out; but one that asks for something again and again is not helped by waiting.
+const REPAIR_NS: i64 = 500_000_000;
 
 /// A segment of the primary that waits.
 #[derive(Debug)]
@@ -160,8 +118,18 @@ pub(super) struct TcpConn {
     template: Option<Template>,
     /// The newest pure acknowledgement that waits for the secondary.
     pending: Option<(Frame, TcpView)>,
-    /// Since when the secondary's acknowledgement has not moved towards the primary's.
-    ack_lag: Option<i64>,
+    /// The primary's acknowledgement at some time, and that time, while the secondary has not acknowledged as much.
+    ack_lag: Option<(u32, i64)>,
+    /// The secondary has repeated its newest acknowledgement, as one that misses something does.
+    secondary_insists: bool,
+    /// Since when the secondary says that it misses something that the primary has.
+    secondary_misses: Option<i64>,
+    /// When something was released last.
+    released_at: i64,
+    /// How often the peer has been asked to repeat an acknowledgement while the same words wait.
+    asked: u32,
+    /// Since when the secondary repeats what the network has had, while the primary's next words wait.
+    secondary_repeats: Option<i64>,
     /// An abort that was released: sequence and acknowledgement number.
     aborted: Option<(u32, u32)>,
     /// A FIN was released.
@@ -180,13 +148,13 @@ impl TcpConn {
         } else {
             self.boundary(held, ctx);
         }
-        self.settle(false, ctx);
+        self.settle(ctx);
     }
 
     /// A segment that the secondary guest sent.
     pub fn secondary(&mut self, frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) {
-        let progressed = self.secondary_segment(frame, tcp, ctx);
-        self.settle(progressed, ctx);
+        self.secondary_segment(frame, tcp, ctx);
+        self.settle(ctx);
     }
 
     /// Called some time after [`TcpConn::wants_patience`].
@@ -205,7 +173,7 @@ impl TcpConn {
         {
             self.release_front(covered, ctx);
         }
-        self.settle(false, ctx);
+        self.settle(ctx);
     }
 
     /// Whether something may have to happen though no packet comes.
@@ -214,9 +182,44 @@ impl TcpConn {
         !self.diverged && (aborted || self.partial.is_some())
     }
 
-    /// Since when the secondary's acknowledgement stays behind.
+    /// Whether it has to be looked at now and then, by [`TcpConn::keep_vigil`].
+    pub fn wants_vigil(&self) -> bool {
+        !self.diverged && (self.may_ask() || self.unrepaired_since().is_some())
+    }
+
+    /// Has an acknowledgement repeated that the secondary may have lost, and asks for a checkpoint if a loss is not repaired.
+    pub fn keep_vigil(&mut self, ctx: &mut Context<'_>) {
+        if let Some(head) = self.held.front().filter(|_| self.may_ask())
+            && head.since.max(self.released_at) + (ASK_NS << self.asked) <= ctx.now
+        {
+            self.asked += 1;
+            self.ask_again(ctx);
+        }
+        let limit = ctx.now - REPAIR_NS.min(ctx.config.timeout_ns);
+        if let Some((_, reason)) = self.unrepaired_since().filter(|&(since, _)| since <= limit && !self.diverged) {
+            ctx.diverged(Protocol::Tcp, reason);
+            // The peer may still be quicker; if not, it is asked for again.
+            self.ack_lag = self.ack_lag.map(|(goal, _)| (goal, ctx.now));
+            self.secondary_repeats = self.secondary_repeats.map(|_| ctx.now);
+        }
+    }
+
+    /// Whether the peer may be asked to repeat an acknowledgement.
+    fn may_ask(&self) -> bool {
+        let known = self.released.is_some() && self.told.ack.is_some() && !self.syn_waits;
+        known && !self.held.is_empty() && !self.finished && self.asked < MAX_ASKED
+    }
+
+    /// Since when the secondary misses something that it has asked for.
+    fn unrepaired_since(&self) -> Option<(i64, Reason)> {
+        let lag = self.ack_lag.zip(self.secondary_misses);
+        let lag = lag.map(|((_, since), known)| (since.max(known), Reason::AcknowledgementLags));
+        lag.or(self.secondary_repeats.map(|since| (since, Reason::Unanswered)))
+    }
+
+    /// Since when the secondary's acknowledgement stays behind what the primary's was then.
     pub fn ack_lag_since(&self) -> Option<i64> {
-        self.ack_lag
+        self.ack_lag.map(|(_, since)| since)
     }
 
     /// Whether the network waits for something that the primary has said: a segment, an acknowledgement, or room.
@@ -279,8 +282,13 @@ impl TcpConn {
         self.become_copy();
         self.tell_acknowledgement(ctx);
         ordered.extend(ctx.out.frames.drain(..).map(|frame| (last.max(1), frame)));
-        self.ack_lag = None;
+        self.forget_lags();
         self.held_bytes = 0;
+    }
+
+    fn forget_lags(&mut self) {
+        (self.ack_lag, self.secondary_misses, self.secondary_repeats) = (None, None, None);
+        (self.secondary_insists, self.asked) = (false, 0);
     }
 
     fn become_copy(&mut self) {
@@ -297,18 +305,16 @@ impl TcpConn {
     }
 
     /// After either side has spoken: releases what may leave.
-    fn settle(&mut self, progressed: bool, ctx: &mut Context<'_>) {
+    fn settle(&mut self, ctx: &mut Context<'_>) {
         self.pump(ctx);
         self.tell_acknowledgement(ctx);
-        let behind = match (self.primary.ack, self.secondary.ends.ack) {
-            (Some(p), Some(s)) => after(p, s),
-            _ => self.pending.is_some(),
-        };
-        if !behind {
-            self.ack_lag = None;
-        } else if progressed || self.ack_lag.is_none() {
-            self.ack_lag = Some(ctx.now);
+        let lags = |goal: u32| self.secondary.ends.ack.is_none_or(|s| after(goal, s));
+        if !self.ack_lag.is_some_and(|(goal, _)| lags(goal)) {
+            let comparable = self.secondary.ends.ack.is_some() || self.pending.is_some();
+            self.ack_lag = self.primary.ack.filter(|&p| comparable && lags(p)).map(|p| (p, ctx.now));
         }
+        let misses = self.secondary_insists || !self.secondary.ends.named.is_empty();
+        self.secondary_misses = self.ack_lag.filter(|_| misses).and(self.secondary_misses.or(Some(ctx.now)));
     }
 
     /// A segment inside an incarnation.
@@ -478,6 +484,7 @@ impl TcpConn {
         (self.isn, self.syn_waits) = (Some(tcp.seq), true);
         (self.released, self.pending, self.aborted, self.partial) = (None, None, None, None);
         self.finished = false;
+        self.forget_lags();
         for frame in next {
             if let Some(tcp) = reparse(&frame) {
                 self.secondary_segment(frame, tcp, ctx);
@@ -494,8 +501,7 @@ impl TcpConn {
         }
     }
 
-    /// Returns whether the secondary acknowledged more than before.
-    fn secondary_segment(&mut self, mut frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) -> bool {
+    fn secondary_segment(&mut self, mut frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) {
         let s = &mut self.secondary;
         let parked = !s.next.is_empty();
         if tcp.has(flags::SYN) && !tcp.has(flags::RST) {
@@ -506,7 +512,12 @@ impl TcpConn {
             if known.is_none() {
                 s.syn = Some(Syn { seq: tcp.seq, payload: frame.data[tcp.payload..tcp.end].to_vec() });
             }
-            return s.ends.learn(&frame, &tcp);
+            s.ends.learn(&frame, &tcp);
+            // It has not heard its SYN acknowledged, and the primary has.
+            if known.is_some() && !self.held.is_empty() {
+                self.secondary_repeats(ctx);
+            }
+            return;
         }
         if parked {
             return self.park(frame, ctx);
@@ -516,32 +527,35 @@ impl TcpConn {
             if self.aborted.is_none() {
                 s.control_since.get_or_insert(ctx.now);
             }
-            return false;
+            return;
         }
         if self.isn.is_some() && s.syn.is_none() {
             // Late words of an incarnation that the primary has left.
             ctx.stats.secondary_ignored += 1;
-            return false;
+            return;
         }
-        let old = s.ends;
+        let old = (s.ends.ack, s.ends.window);
         let advanced = s.ends.learn(&frame, &tcp);
+        self.secondary_insists &= !advanced;
         if tcp.is_empty() && !tcp.has(flags::FIN) {
-            let repeated = !advanced && old.ack == Some(tcp.ack) && old.window == tcp.window;
+            let repeated = !advanced && old == (Some(tcp.ack), tcp.window) && tcp.options(&frame).sack.is_none();
             if repeated && self.primary.ack.is_some_and(|p| after(p, tcp.ack)) {
-                // The secondary misses something that the primary has: its sign of loss has to reach the peer.
+                // The secondary misses something that the primary has: its sign of loss has to reach the peer. One that names what
+                // it has got is passed on with the names.
+                self.secondary_insists = true;
                 self.repeat_acknowledgement(ctx);
             }
-            return advanced;
+            return;
         }
         if self.diverged {
-            return advanced;
+            return;
         }
         if tcp.has(flags::FIN) {
             let fin = tcp.data_end();
             if self.released.is_none_or(|released| !after(released, fin)) {
                 if s.fin.is_some_and(|other| other != fin) || s.stream.end().is_some_and(|end| after(end, fin)) {
                     self.diverge(Reason::EndDiffers, ctx);
-                    return advanced;
+                    return;
                 }
                 s.fin = Some(fin);
                 s.control_since.get_or_insert(ctx.now);
@@ -551,7 +565,7 @@ impl TcpConn {
         let anchor = self.released.or(s.stream.end()).unwrap_or(tcp.seq);
         if tcp.seq.wrapping_sub(anchor).wrapping_add(1 << 30) > 2 << 30 {
             ctx.stats.secondary_ignored += 1;
-            return advanced;
+            return;
         }
         let skip = match self.released {
             Some(released) if after(released, tcp.seq) => released.wrapping_sub(tcp.seq) as usize,
@@ -567,12 +581,17 @@ impl TcpConn {
                 self.diverge(Reason::EndDiffers, ctx);
             }
         } else if !tcp.is_empty() && !self.held.is_empty() && !self.finished {
-            self.ask_again(ctx);
+            self.secondary_repeats(ctx);
         }
-        advanced
     }
 
-    fn park(&mut self, frame: Frame, ctx: &mut Context<'_>) -> bool {
+    /// The secondary repeats what the network has had, while the primary goes on.
+    fn secondary_repeats(&mut self, ctx: &mut Context<'_>) {
+        self.secondary_repeats.get_or_insert(ctx.now);
+        self.ask_again(ctx);
+    }
+
+    fn park(&mut self, frame: Frame, ctx: &mut Context<'_>) {
         let s = &mut self.secondary;
         if s.next.is_empty() {
             s.next_since = ctx.now;
@@ -582,7 +601,6 @@ impl TcpConn {
         } else {
             ctx.stats.secondary_ignored += 1;
         }
-        false
     }
 
     fn diverge(&mut self, reason: Reason, ctx: &mut Context<'_>) {
@@ -604,6 +622,7 @@ impl TcpConn {
             let end = end_of(&tcp);
             let released = self.released.map_or(end, |old| later(old, end));
             self.released = Some(released);
+            (self.released_at, self.asked, self.secondary_repeats) = (ctx.now, 0, None);
             self.finished |= tcp.has(flags::FIN);
             s.stream.trim(released);
             if tcp.has(flags::SYN) {
@@ -676,13 +695,28 @@ impl TcpConn {
         }
         let both = if after(p, s) { s } else { p };
         let acknowledges_more = self.told.ack.is_none_or(|told| after(both, told));
-        if !acknowledges_more && !self.told.opens(right_edge(&self.primary, &self.secondary.ends)) {
+        let names = self.named_by_both(both);
+        let names_more = names.iter().take(NEWEST).any(|block| !self.told.named.contain(block));
+        if !acknowledges_more && !names_more && !self.told.opens(right_edge(&self.primary, &self.secondary.ends)) {
             return;
         }
         match self.pending.take() {
-            Some((frame, tcp)) => self.release_acknowledgement(frame, tcp, ctx),
-            None => self.repeat_acknowledgement(ctx),
+            Some((frame, tcp)) if !names_more => self.release_acknowledgement(frame, tcp, ctx),
+            _ => self.repeat_acknowledgement(ctx),
         }
+    }
+
+    /// What both guests have got behind `both`, up to which they have acknowledged everything, the newest first: what one of them
+    /// misses, the peer has to send again, and the rest it has not.
+    fn named_by_both(&self, both: u32) -> Blocks {
+        let mut names = Blocks::default();
+        let (p, s) = (&self.primary, &self.secondary.ends);
+        let (named, other) = if s.ack == Some(both) { (&s.named, p) } else { (&p.named, s) };
+        if !named.is_empty() {
+            let parts: Vec<_> = named.iter().filter_map(|block| other.part_of(block)).collect();
+            parts.into_iter().rev().filter(|block| after(block.0, both)).for_each(|block| names.add(block));
+        }
+        names
     }
 
     /// Sends a pure acknowledgement of our own making.
@@ -696,9 +730,9 @@ impl TcpConn {
         }
     }
 
-    /// The secondary repeats what the network has had, while the primary goes on: the peer's acknowledgement may have been lost on
-    /// its way to the secondary alone. Nobody would ever say it again, since what the primary says next is held. So the peer is
-    /// asked to: it answers at once to a segment from before its window, as a keep-alive is (RFC 9293 section 3.8.4).
+    /// The peer's acknowledgement may have been lost on its way to the secondary alone. Nobody would ever say it again, since what
+    /// the primary says next is held. So the peer is asked to: it answers at once to a segment from before its window, as a
+    /// keep-alive is (RFC 9293 section 3.8.4).
     fn ask_again(&mut self, ctx: &mut Context<'_>) {
         if let Some(released) = self.released.filter(|_| self.told.ack.is_some() && !self.syn_waits) {
             self.acknowledge_from(released.wrapping_sub(1), ctx);
@@ -707,11 +741,12 @@ impl TcpConn {
 
     /// Sends a pure acknowledgement with this sequence number.
     fn acknowledge_from(&mut self, seq: u32, ctx: &mut Context<'_>) {
-        let Some(made) = self.template.as_ref().and_then(|t| t.acknowledgement(seq, &self.primary, &self.told)) else {
-            return;
-        };
+        let both = self.primary.ack.zip(self.secondary.ends.ack).map(|(p, s)| earlier(p, s));
+        let names = both.map_or(Blocks::default(), |both| self.named_by_both(both));
+        let made = self.template.as_ref().and_then(|t| t.acknowledgement(seq, &self.primary, &self.told, &names));
+        let Some((frame, tcp)) = made else { return };
         ctx.stats.synthesised += 1;
-        self.release_acknowledgement(made.0, made.1, ctx);
+        self.release_acknowledgement(frame, tcp, ctx);
     }
 }
 

@@ -3,7 +3,7 @@
 use super::*;
 
 /// A connection opened by the client, handshake done, both at 1000.
-fn open(b: &mut Bench) {
+pub(super) fn open(b: &mut Bench) {
     b.p(seg(SYN | ACK, 999, 500, b"").scale(2).window(4000).frame());
     let out = b.s(seg(SYN | ACK, 77, 500, b"").scale(3).window(4000).frame());
     assert_eq!(left(&out), (1, false));
@@ -45,63 +45,6 @@ fn the_primarys_own_duplicate_acknowledgements_leave() {
         let out = b.p(seg(ACK, 1000, 600, b"").sack(&[(700, 800)]).frame());
         assert_eq!(only(&out).2, 600);
     }
-}
-
-#[test]
-fn the_secondarys_loss_is_told_to_the_peer() {
-    let mut b = Bench::new();
-    open(&mut b);
-    b.s(seg(ACK, 1000, 600, b"").frame());
-    b.p(seg(ACK, 1000, 5000, b"").frame());
-    for _ in 0..3 {
-        assert_eq!(only(&b.s(seg(ACK, 1000, 600, b"").frame())).2, 600);
-    }
-}
-
-#[test]
-fn a_peer_whose_acknowledgement_the_secondary_has_not_heard_is_asked_to_repeat_it() {
-    let mut b = Bench::new();
-    open(&mut b);
-    b.p(seg(ACK, 1000, 500, b"answer").frame());
-    assert_eq!(left(&b.s(seg(ACK, 1000, 500, b"answer").frame())), (1, false));
-    // The primary has heard that it arrived, and goes on.
-    assert_eq!(left(&b.p(seg(ACK, 1006, 500, b"more").frame())), (0, false));
-    b.pass(200);
-    assert_eq!(only(&b.s(seg(ACK, 1000, 500, b"answer").frame())), (1005, vec![], 500, ACK));
-    assert_eq!(left(&b.s(seg(ACK, 1006, 500, b"more").frame())), (1, false));
-}
-
-#[test]
-fn a_selective_acknowledgement_names_only_what_both_guests_have() {
-    let mut b = Bench::new();
-    open(&mut b);
-    let named = |out: &Output| {
-        let tcp = tcp_of(&out.frames[0]);
-        tcp.options(&out.frames[0]).sack.map(|sack| sack.edges(&out.frames[0]).collect::<Vec<_>>()).unwrap_or_default()
-    };
-    b.s(seg(ACK, 1000, 600, b"").frame());
-    b.p(seg(ACK, 1000, 600, b"").frame());
-    let misses = seg(ACK, 1000, 600, b"").sack(&[(900, 950), (700, 800)]);
-    assert_eq!(named(&b.p(misses.clone().frame())), []);
-    b.s(seg(ACK, 1000, 600, b"").sack(&[(650, 800)]).frame());
-    assert_eq!(named(&b.p(misses.clone().frame())), [(700, 800)]);
-    b.s(misses.clone().frame());
-    assert_eq!(named(&b.p(misses.frame())), [(900, 950), (700, 800)]);
-    // The primary has had 600 to 800 twice (RFC 2883), the secondary not once.
-    let twice = seg(ACK, 1000, 2000, b"").sack(&[(600, 800)]);
-    b.p(twice.clone().frame());
-    assert_eq!(named(&b.p(twice.frame())), []);
-}
-
-#[test]
-fn nobody_is_asked_for_an_acknowledgement_once_the_guest_has_ended_the_connection() {
-    let mut b = Bench::new();
-    open(&mut b);
-    for segment in [seg(ACK, 1000, 500, b"answer"), seg(ACK | FIN, 1006, 500, b"")] {
-        b.p(segment.clone().frame());
-        assert_eq!(left(&b.s(segment.frame())), (1, false));
-    }
-    assert_eq!(left(&b.s(seg(ACK, 1000, 500, b"answer").frame())), (0, false));
 }
 
 #[test]
@@ -300,21 +243,6 @@ fn an_abort_of_the_secondary_alone_is_a_difference() {
     b.s(seg(RST | ACK, 1000, 500, b"").frame());
     b.now += 4000 * MS;
     assert!(b.scan().is_some());
-}
-
-#[test]
-fn a_secondary_that_never_acknowledges_asks_for_a_checkpoint() {
-    let mut b = Bench::new();
-    open(&mut b);
-    b.p(seg(ACK, 1000, 5000, b"").frame());
-    b.now += 2000 * MS;
-    b.s(seg(ACK, 1000, 600, b"").frame());
-    b.now += 2000 * MS;
-    assert_eq!(b.scan(), None);
-    b.now += 2000 * MS;
-    assert_eq!(b.scan().unwrap().reason, Reason::AcknowledgementLags);
-    assert_eq!(only(&b.flush()).2, 5000);
-    assert_eq!(b.scan(), None);
 }
 
 #[test]

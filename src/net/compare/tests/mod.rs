@@ -5,6 +5,7 @@ use crate::packet::testing::*;
 mod cases;
 mod connections;
 mod ended;
+mod losses;
 mod random;
 
 const MS: i64 = 1_000_000;
