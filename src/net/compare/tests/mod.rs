@@ -6,6 +6,7 @@ mod cases;
 mod connections;
 mod ended;
 mod losses;
+mod lossy;
 mod random;
 
 const MS: i64 = 1_000_000;
