@@ -5,18 +5,22 @@
 //!
 //! Low memory: 0x7c00 boot sector with its header, 0x10000 PML4, 0x11000 page directory pointers, 0x12000 page directory
 //! (1 GiB in 2 MiB pages, every level with U=1, as kvm-pvm wants), 0x13000 page shared with the hypervisor (interrupt flag),
-//! 0x14000 IDT, 0x20000 kernel.
+//! 0x14000 IDT, 0x15000 page of the hypervisor's clock, 0x20000 kernel.
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU8, AtomicU32};
 
 /// Physical address of the interrupt descriptor table (256 gates of 16 bytes).
 pub const IDT: u64 = 0x14000;
+/// Physical address of the page that KVM keeps its clock in.
+pub const KVMCLOCK: u64 = 0x15000;
 /// Physical address of the image header in the boot sector.
 pub const HEADER: u64 = 0x7c00 + 0x1a0;
 
 unsafe extern "C" {
     /// 1 when ring 0 runs natively under kvm-pvm, written by the entry code.
     pub safe static PVM_NATIVE: AtomicU8;
+    /// 1 when KVM keeps its clock for this guest, written by the entry code.
+    pub safe static HAS_KVMCLOCK: AtomicU8;
     /// Interrupt requests seen since last taken, bit n = IRQ n.
     pub safe static IRQ_SEEN: AtomicU32;
     /// 64 KiB units of RAM above 16 MiB, as INT 15h E801h told the boot sector.
@@ -164,7 +168,20 @@ start64:
     mov [rdi + 6], ax
     mov qword ptr [rdi + 8], 0
     lidt [rip + idt_pointer]
-    mov ecx, 0x4b564d11                 // signature of kvm-pvm; #GP on other hypervisors and on hardware
+    mov eax, 0x40000000                 // KVM's leaves: asked here, where CPUID is surely the hypervisor's
+    cpuid
+    cmp ebx, 0x4b4d564b
+    jne 1f
+    mov eax, 0x40000001
+    cpuid
+    test eax, 8                         // KVM_FEATURE_CLOCKSOURCE2
+    jz 1f
+    mov ecx, 0x4b564d01
+    mov eax, 0x15001
+    xor edx, edx
+    wrmsr
+    mov byte ptr [rip + HAS_KVMCLOCK], 1
+1:  mov ecx, 0x4b564d11                 // signature of kvm-pvm; #GP on other hypervisors and on hardware
     xor eax, eax
     rdmsr
     cmp eax, 0x4d5650
@@ -196,10 +213,11 @@ probe_failed:
 idt_pointer:
     .word 0xfff
     .quad 0x14000
-.global PVM_NATIVE, IRQ_SEEN, IRQ_COUNT
+.global PVM_NATIVE, HAS_KVMCLOCK, IRQ_SEEN, IRQ_COUNT
 IRQ_SEEN: .long 0
 IRQ_COUNT: .long 0
 PVM_NATIVE: .byte 0
+HAS_KVMCLOCK: .byte 0
 
 .bss
 .balign 4096

@@ -91,6 +91,31 @@ pub fn counter() -> (u64, u64) {
     (rdtsc(), TSC_KHZ.load(Relaxed))
 }
 
+/// The power management timer of the chipset (3.579545 MHz, 24 bits), which follows the machine's virtual clock. The firmware has put
+/// it there.
+pub fn acpi_timer() -> u32 {
+    inl(0x608) & 0xff_ffff
+}
+
+/// KVM's clock in nanoseconds, where it has one for this guest (Documentation/virt/kvm/x86/msr.rst).
+pub fn kvmclock() -> Option<u64> {
+    if boot::HAS_KVMCLOCK.load(Relaxed) == 0 {
+        return None;
+    }
+    // SAFETY: the page is mapped and nothing else lies in it; all values are whole numbers.
+    let read = |at: u64| unsafe { core::ptr::read_volatile((boot::KVMCLOCK + at) as *const u32) };
+    let wide = |at| u64::from(read(at)) | u64::from(read(at + 4)) << 32;
+    loop {
+        let version = read(0);
+        let (then, time, factor, shift) = (wide(8), wide(16), read(24), read(28) as i8);
+        let passed = rdtsc().wrapping_sub(then);
+        let passed = if shift < 0 { passed >> -shift } else { passed << shift };
+        if version & 1 == 0 && read(0) == version {
+            return Some(time.wrapping_add((u128::from(passed) * u128::from(factor) >> 32) as u64));
+        }
+    }
+}
+
 /// Guest time in microseconds. It never runs backwards and leaves out gaps: a failover or a migration may make the counter jump,
 /// and TCP timers and timestamps must not notice.
 pub fn now_us() -> u64 {

@@ -1,5 +1,5 @@
 //! One HTTP/1.1 connection: requests one after another, bodies as they come.
-use crate::cpu::{Entropy, counter, now_us};
+use crate::cpu::{Entropy, acpi_timer, counter, kvmclock, now_us};
 use crate::crc32c;
 use crate::dirty::{Dirtier, MAX_PAGES};
 use crate::store::{Change, MAX_KEY, MAX_VALUE, Store};
@@ -261,7 +261,11 @@ impl Http {
             },
             ("GET", "/clock") => {
                 let (tsc, khz) = counter();
-                self.answer("200 OK", TEXT, format!("tsc {tsc}\nkhz {khz}\n").as_bytes());
+                let mut page = format!("tsc {tsc}\nkhz {khz}\nacpi {}\n", acpi_timer());
+                if let Some(clock) = kvmclock() {
+                    page += &format!("kvmclock {clock}\n");
+                }
+                self.answer("200 OK", TEXT, page.as_bytes());
             }
             ("GET", "/stats") => {
                 let body = (world.stats)(world);
