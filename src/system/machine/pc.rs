@@ -36,8 +36,9 @@ impl Pc {
     }
 }
 
-/// What serial ports are connected to: ids of character devices, `None` for nothing.
+/// What ports are connected to: ids of character devices.
 struct Ports {
+    /// By index. `None`: there is no such port (`-serial none`).
     serial: Vec<Option<String>>,
     parallel: Option<Option<String>>,
     debugcon: Option<String>,
@@ -80,9 +81,9 @@ impl PcHooks for Hooks<'_> {
             Stage::Display => Ok(()),
             Stage::SuperIo => {
                 for (n, chardev) in self.ports.serial.iter().enumerate() {
-                    let mut options = vec![("index".to_owned(), PropertyInput::Text(n.to_string()))];
-                    options.extend(chardev.iter().map(|id| ("chardev".to_owned(), PropertyInput::Text(id.clone()))));
-                    self.default_device("isa-serial", &options)?;
+                    let Some(id) = chardev else { continue };
+                    let text = |name: &str, value: &str| (name.to_owned(), PropertyInput::Text(value.to_owned()));
+                    self.default_device("isa-serial", &[text("index", &n.to_string()), text("chardev", id)])?;
                 }
                 if let Some(chardev) = &self.ports.parallel {
                     let options: Vec<_> =
@@ -157,7 +158,7 @@ pub(super) async fn create(vm: &Rc<Vm>, line: &CommandLine) -> Result<()> {
         }),
         floppy_drive: defaults.floppy,
         floppy_backend,
-        serial: [!ports.serial.is_empty(), ports.serial.len() > 1],
+        serial: [0, 1].map(|n| ports.serial.get(n).is_some_and(Option::is_some)),
         parallel: ports.parallel.is_some(),
         machine_name: options.machine.name.to_owned(),
         files: firmware_files(line)?,

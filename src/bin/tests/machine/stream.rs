@@ -1,6 +1,6 @@
 //! A saved machine is parsed to the byte by the description at its own end, and has the sections and fields that QEMU's has.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::vm::{Program, Vm, accelerators, has_qemu};
@@ -259,5 +259,30 @@ fn the_facts_are_those_of_the_installed_qemu() {
         let theirs = lines(&walk(&documented(Program::Qemu, accelerator)).0);
         let wrong = differences(&theirs, &facts(accelerator));
         assert!(wrong.is_empty(), "{accelerator}:\n{}", wrong.join("\n"));
+    }
+}
+
+#[test]
+fn ports_that_were_taken_away_are_in_nobodys_stream() {
+    if !has_qemu() {
+        return;
+    }
+    for ports in [&["-serial", "none"][..], &["-serial", "none", "-serial", "null", "-parallel", "none"]] {
+        for time in [&[][..], &["-icount", "shift=3"]] {
+            let machine =
+                [&["-accel", "tcg", "-m", "32", "-M", "pc-i440fx-10.0", "-nic", "none", "-S"], ports, time].concat();
+            let dir = TempDir::new().expect("a folder");
+            let names = [Program::Lockstep, Program::Qemu].map(|program| {
+                let file = dir.path().join("stream");
+                let stream = Vm::start(program, &machine).save(&file);
+                for loader in [Program::Lockstep, Program::Qemu] {
+                    let uri = format!("exec:cat {}", file.display());
+                    let mut vm = Vm::start(loader, &[&machine[..], &["-incoming", &uri]].concat());
+                    vm.wait("the machine arrives", |vm| vm.ask("query-migrate", json!({}))["status"] == "completed");
+                }
+                sections(&stream).into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+            });
+            assert_eq!(names[0], names[1], "{machine:?}");
+        }
     }
 }
