@@ -156,4 +156,6 @@ fn interrupts_are_counted_and_local_apics_are_shown() {
     assert!(apic.contains("\nSPIV\t 0x000001ff APIC enabled, focus=off, spurious vec 255\n"), "{apic}");
     assert!(hmp(&mut vm, "info lapic 1").contains("APIC disabled"));
     assert_eq!(hmp(&mut vm, "info lapic 2"), "No CPU available\n");
+    let wrong = "invalid char 'x' in expression\nTry \"help info lapic\" for more information\n";
+    assert_eq!(hmp(&mut vm, "info lapic x"), wrong);
 }

@@ -8,6 +8,8 @@ pub(super) enum Param {
     Word(&'static str),
     /// The same, that may be missing.
     OptionalWord(&'static str),
+    /// A whole number of 32 bits, in C's notation, that may be missing.
+    OptionalNumber(&'static str),
     /// The name of a block device.
     Device(&'static str),
     /// The same, that may be missing.
@@ -20,6 +22,34 @@ pub(super) enum Param {
     Value(char, &'static str),
 }
 
+/// What is wrong with arguments.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wrong {
+    /// One of them; it is told with the command's name.
+    Argument(String),
+    /// A number that cannot be read.
+    Number(String),
+    /// A number that is too large.
+    TooLarge,
+}
+
+impl From<&str> for Wrong {
+    fn from(text: &str) -> Self {
+        Self::Argument(text.to_owned())
+    }
+}
+
+impl Wrong {
+    /// What the user is told about a command.
+    pub fn text(&self, command: &str) -> String {
+        match self {
+            Self::Argument(why) => format!("{command}: {why}"),
+            Self::Number(why) => why.clone(),
+            Self::TooLarge => format!("'{command}' has failed: integer is for 32-bit values"),
+        }
+    }
+}
+
 /// What a user gave.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Args {
@@ -29,7 +59,7 @@ pub struct Args {
 
 impl Args {
     /// Reads arguments; the error says what is wrong with them.
-    pub(super) fn parse(params: &'static [Param], text: &str) -> Result<Self, String> {
+    pub(super) fn parse(params: &'static [Param], text: &str) -> Result<Self, Wrong> {
         let mut args = Self::default();
         let mut rest = text.trim_start();
         for param in params {
@@ -42,7 +72,7 @@ impl Args {
                     } else if let Some(other) = rest.strip_prefix('-').and_then(|r| r.chars().next()) {
                         let known = |p: &Param| matches!(p, Param::Flag(f) if *f == other);
                         if !other.is_whitespace() && !params.iter().any(known) {
-                            return Err(format!("unsupported option -{other}"));
+                            return Err(Wrong::Argument(format!("unsupported option -{other}")));
                         }
                     }
                 }
@@ -64,6 +94,14 @@ impl Args {
                     }
                     let (word, after) = take_word(rest)?;
                     args.words.insert(name, word);
+                    rest = after.trim_start();
+                }
+                Param::OptionalNumber(name) => {
+                    if rest.is_empty() {
+                        continue;
+                    }
+                    let (number, after) = take_number(rest)?;
+                    args.words.insert(name, number.to_string());
                     rest = after.trim_start();
                 }
                 Param::Rest(name) => {
@@ -100,7 +138,30 @@ pub(super) fn split_word(text: &str) -> (&str, &str) {
     text.split_at(text.find(char::is_whitespace).unwrap_or(text.len()))
 }
 
-fn take_word(text: &str) -> Result<(String, &str), String> {
+/// The number that a text begins with, and what follows it.
+fn take_number(text: &str) -> Result<(u32, &str), Wrong> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest.trim_start()),
+        None => (false, text.strip_prefix('+').map_or(text, str::trim_start)),
+    };
+    let hex = digits.strip_prefix("0x").filter(|rest| rest.starts_with(|c: char| c.is_ascii_hexdigit()));
+    let (radix, digits) = match hex {
+        Some(hex) => (16, hex),
+        None => (if digits.starts_with('0') { 8 } else { 10 }, digits),
+    };
+    let end = digits.find(|c: char| !c.is_digit(radix)).unwrap_or(digits.len());
+    if end == 0 {
+        return Err(Wrong::Number(match digits.chars().next() {
+            None => "unexpected end of expression".into(),
+            Some(c) => format!("invalid char '{c}' in expression"),
+        }));
+    }
+    let number = u64::from_str_radix(&digits[..end], radix).map_err(|_| Wrong::Number("number too large".into()))?;
+    let number = if negative { number.wrapping_neg() } else { number };
+    Ok((u32::try_from(number).map_err(|_| Wrong::TooLarge)?, &digits[end..]))
+}
+
+fn take_word(text: &str) -> Result<(String, &str), Wrong> {
     let Some(quoted) = text.strip_prefix('"') else {
         let (word, rest) = split_word(text);
         return Ok((word.to_owned(), rest));
@@ -114,7 +175,7 @@ fn take_word(text: &str) -> Result<(String, &str), String> {
                 Some((_, 'n')) => word.push('\n'),
                 Some((_, 'r')) => word.push('\r'),
                 Some((_, c @ ('\\' | '\'' | '"'))) => word.push(c),
-                Some((_, c)) => return Err(format!("unsupported escape code: '\\{c}'")),
+                Some((_, c)) => return Err(Wrong::Argument(format!("unsupported escape code: '\\{c}'"))),
                 None => break,
             },
             c => word.push(c),
@@ -144,5 +205,27 @@ mod tests {
         assert_eq!(Args::parse(&[Param::Device("d")], ""), Err("block device name expected".into()));
         assert_eq!(Args::parse(&[Param::Word("d")], "\"x"), Err("unterminated string".into()));
         assert_eq!(Args::parse(&[Param::OptionalWord("d")], ""), Ok(Args::default()));
+    }
+
+    #[test]
+    fn numbers_are_read_as_in_c() {
+        let read = |text| Args::parse(&[Param::OptionalNumber("n")], text).map(|a| a.get("n").map(str::to_owned));
+        for (text, number) in [("0x1F", "31"), ("017", "15"), ("0", "0"), (" 12 ", "12"), ("4294967295", "4294967295")]
+        {
+            assert_eq!(read(text), Ok(Some(number.to_owned())));
+        }
+        assert_eq!(read(""), Ok(None));
+        for (text, told) in [
+            ("x", "invalid char 'x' in expression"),
+            ("-", "unexpected end of expression"),
+            ("-1", "'c' has failed: integer is for 32-bit values"),
+            ("0x100000000", "'c' has failed: integer is for 32-bit values"),
+            ("08", "c: extraneous characters at the end of line"),
+            ("0x", "c: extraneous characters at the end of line"),
+            ("1 2", "c: extraneous characters at the end of line"),
+            ("99999999999999999999", "number too large"),
+        ] {
+            assert_eq!(read(text).map_err(|wrong| wrong.text("c")), Err(told.to_owned()));
+        }
     }
 }

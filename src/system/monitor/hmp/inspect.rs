@@ -30,7 +30,7 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("irq", "show the interrupts statistics (if available)", info_irq),
     HmpCommand {
         names: "lapic",
-        params: &[Param::OptionalWord("apic-id")],
+        params: &[Param::OptionalNumber("apic-id")],
         usage: "[apic-id]",
         help: "show local apic state (apic-id: local apic to read, default is which of current CPU)",
         run: info_lapic,

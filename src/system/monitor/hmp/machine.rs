@@ -56,7 +56,7 @@ pub(super) static INFO: &[HmpCommand] = &[
     plain("network", "show the network state", info_network),
     HmpCommand {
         names: "registers",
-        params: &[Param::Flag('a'), Param::OptionalWord("vcpu")],
+        params: &[Param::Flag('a'), Param::OptionalNumber("vcpu")],
         usage: "[-a|vcpu]",
         help: "show the cpu registers (-a: show register info for all cpus; vcpu: specific vCPU to query; show the current CPU's registers if no vcpu is specified)",
         run: info_registers,

@@ -99,7 +99,7 @@ async fn run(vm: &Rc<Vm>, command: &'static HmpCommand, prefix: &str, rest: &str
         }
         Err(why) => {
             let first = command.names.split('|').next().unwrap_or_default();
-            out.push_str(&format!("{}: {why}\nTry \"help {prefix}{first}\" for more information\n", command.names));
+            out.push_str(&format!("{}\nTry \"help {prefix}{first}\" for more information\n", why.text(command.names)));
         }
     }
 }
