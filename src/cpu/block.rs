@@ -1,7 +1,7 @@
 //! Decoded code: blocks of operations, found by where their bytes lie in the host, so that mappings share them.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, HashSet, hash_map::Entry},
     hash::{BuildHasherDefault, Hasher},
 };
 
@@ -13,6 +13,7 @@ use crate::{
     host::Stub,
     jit::Translation,
     mem::{Access, TLB_SIZE},
+    platform::CodeNews,
     state::{gpr, seg},
 };
 
@@ -368,7 +369,7 @@ impl Cpu {
             entry.insert(CodePage::default());
             let link = self.link.clone();
             self.machine.add_code(&link, page, ram, offset & !0xfff);
-            self.protect_host_page(page);
+            self.protect_host_pages(|p| p == page);
         }
     }
 
@@ -444,20 +445,22 @@ impl Cpu {
         }
     }
 
+    /// Where in the host something lies, if it is RAM.
+    fn host_of_ram(&mut self, physical: u64) -> Option<u64> {
+        let range = self.range_of(physical).filter(|r| !r.readonly)?;
+        Some(range.host + (physical - range.start))
+    }
+
     /// To be called before a write to RAM that does not go the fast way.
-    pub(crate) fn before_code_write(&mut self, physical: u64, size: u32) -> R<()> {
-        let Some(range) = self.range_of(physical) else { return Ok(()) };
-        if range.readonly {
-            return Ok(());
-        }
-        let host = range.host + (physical - range.start);
-        if !self.machine.has_code(host >> 12) {
-            return Ok(());
-        }
+    pub(crate) fn before_code_write(&mut self, address: u64, physical: u64, size: u32) -> R<()> {
+        let Some(host) = self.host_of_ram(physical) else { return Ok(()) };
         let (page, first) = (host >> 12, host & 0xfff);
-        let link = self.link.clone();
-        if self.link_count > 1 {
-            self.machine.code_written(&link, page, first, size.into());
+        if !self.machine.has_code(page) {
+            if self.link_count > 1 {
+                // Perhaps it had when the translation was made.
+                self.forget_slow_write(address);
+            }
+            return Ok(());
         }
         let hit = self.code.get(&page).is_some_and(|p| p.pieces & pieces(first, size.into()) != 0);
         if hit {
@@ -472,18 +475,25 @@ impl Cpu {
         Ok(())
     }
 
+    /// To be called after such a write: whoever reads the code from now on reads what was written, and who has read it before is told.
+    pub(crate) fn after_code_write(&mut self, physical: u64, size: u32) {
+        if self.link_count <= 1 {
+            return;
+        }
+        let Some(host) = self.host_of_ram(physical).filter(|host| self.machine.has_code(host >> 12)) else { return };
+        let written = pieces(host & 0xfff, size.into());
+        self.machine.tell_others(&self.link, |news| *news.written.entry(host >> 12).or_insert(0) |= written);
+    }
+
     /// Drops all blocks of a host page. They stay in memory until no block runs.
     pub(crate) fn forget_page(&mut self, page: u64) {
         let mut pages = vec![page];
         while let Some(page) = pages.pop() {
-            if let Some(code) = self.code.get_mut(&page) {
-                let code = std::mem::take(code);
+            if let Some(code) = self.code.remove(&page) {
                 pages.extend(&code.neighbours);
                 self.graveyard.push(code);
-                if self.link_count <= 1 {
+                if !self.machine.remove_code(page) {
                     // Nobody else has code there: it is plain memory again.
-                    self.code.remove(&page);
-                    self.machine.remove_code(page);
                     self.unprotect_host_page(page);
                 }
             }
@@ -509,14 +519,39 @@ impl Cpu {
         self.forget_cells();
     }
 
-    /// Takes note of what others wrote to code.
-    pub(crate) fn take_code_writes(&mut self) {
-        let writes = std::mem::take(&mut *self.link.code_writes.lock());
-        for (page, first, len) in writes {
-            if self.code.get(&page).is_some_and(|p| p.pieces & pieces(first, len) != 0) {
+    /// Takes note of what others wrote to code, and of pages in which they found some.
+    pub(crate) fn take_code_news(&mut self) {
+        let CodeNews { written, stale, found } = std::mem::take(&mut *self.link.code_news.lock());
+        for (page, written) in written {
+            if self.code.get(&page).is_some_and(|p| p.pieces & written != 0) {
                 self.forget_page(page);
             }
         }
+        for page in stale.iter().filter(|page| self.code.contains_key(page)).copied().collect::<Vec<_>>() {
+            // The page goes on as one with code: others write there, and that would begin again with the next block.
+            self.forget_page(page);
+            self.code.insert(page, CodePage::default());
+            self.machine.keep_code(page);
+        }
+        self.protect_found(&found);
+    }
+
+    /// No longer writes unseen to pages in which others have found code; tells who did so until now.
+    fn protect_found(&mut self, found: &HashSet<u64, Fast>) {
+        if found.is_empty() {
+            return;
+        }
+        let open = self.protect_host_pages(|page| found.contains(&page));
+        if !open.is_empty() {
+            self.machine.tell_others(&self.link, |news| news.stale.extend(&open));
+        }
+    }
+
+    /// The same, before something that others can see.
+    #[cold]
+    pub(crate) fn protect_found_early(&mut self) {
+        let found = std::mem::take(&mut self.link.code_news.lock().found);
+        self.protect_found(&found);
     }
 
     /// Remembers which block follows `from` in its page.

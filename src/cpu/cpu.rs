@@ -598,7 +598,7 @@ impl Cpu {
             self.old_ranges.clear();
         }
         if self.link.clear(request::CODE) != 0 {
-            self.take_code_writes();
+            self.take_code_news();
             self.running = std::ptr::null();
             self.link_way = 0;
             self.graveyard.clear();

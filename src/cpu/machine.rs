@@ -1,7 +1,7 @@
 //! What the processors of one machine share: memory, ports, and where translated code lies.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,15 +17,15 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     block::Fast,
-    platform::{CpuLink, request},
+    platform::{CodeNews, CpuLink, request},
 };
 
 /// The processors' common ground. One a machine.
 pub struct Machine {
     pub(crate) memory: AddressSpace,
     pub(crate) ports: AddressSpace,
-    /// Host pages (host address / 4096) that some processor has decoded code of.
-    code: RwLock<HashSet<u64, Fast>>,
+    /// Host pages (host address / 4096) that processors have decoded code of, and how many have.
+    code: RwLock<HashMap<u64, usize, Fast>>,
     /// The same by block and 64-page word, for looking at what devices wrote.
     words: RwLock<HashMap<(usize, usize), CodeWord>>,
     links: Mutex<Vec<Arc<CpuLink>>>,
@@ -89,14 +89,19 @@ impl Machine {
 
     /// Whether a processor has code of this host page.
     pub(crate) fn has_code(&self, host_page: u64) -> bool {
-        self.code.read().contains(&host_page)
+        self.code.read().contains_key(&host_page)
     }
 
-    /// Notes that a processor has code of a page. The others must not write there unseen any more.
+    /// Notes that a processor will have code of a page, which it has not read yet. The others must not write there unseen any more,
+    /// and have to tell if they could until they hear of it.
     pub(crate) fn add_code(&self, own: &Arc<CpuLink>, host_page: u64, block: &RamBlock, offset: u64) {
-        let new = self.code.write().insert(host_page);
-        if !new {
-            return;
+        {
+            let mut code = self.code.write();
+            let count = code.entry(host_page).or_insert(0);
+            *count += 1;
+            if *count > 1 {
+                return;
+            }
         }
         let page = offset / PAGE_SIZE;
         let (word, bit) = ((page / 64) as usize, page % 64);
@@ -104,20 +109,30 @@ impl Machine {
         let key = (block.host_address() as usize, word);
         self.words.write().entry(key).or_insert_with(|| CodeWord { block: block.clone(), word, pages: 0 }).pages |=
             1 << bit;
-        for link in self.links.lock().iter().filter(|l| !Arc::ptr_eq(l, own)) {
-            link.raise(request::FLUSH);
+        self.tell_others(own, |news| _ = news.found.insert(host_page));
+    }
+
+    /// Notes again that a processor counts as having code of a page.
+    pub(crate) fn keep_code(&self, host_page: u64) {
+        *self.code.write().entry(host_page).or_insert(0) += 1;
+    }
+
+    /// Notes that a processor has no code of a page any more. Whether another one has.
+    pub(crate) fn remove_code(&self, host_page: u64) -> bool {
+        let mut code = self.code.write();
+        let Some(count) = code.get_mut(&host_page) else { return false };
+        *count -= 1;
+        let others = *count > 0;
+        if !others {
+            code.remove(&host_page);
         }
+        others
     }
 
-    /// Notes that no processor has code of a page any more.
-    pub(crate) fn remove_code(&self, host_page: u64) {
-        self.code.write().remove(&host_page);
-    }
-
-    /// Tells the other processors of a write to a page with code.
-    pub(crate) fn code_written(&self, own: &Arc<CpuLink>, host_page: u64, first: u64, len: u64) {
+    /// Tells the other processors something about code.
+    pub(crate) fn tell_others(&self, own: &Arc<CpuLink>, news: impl Fn(&mut CodeNews)) {
         for link in self.links.lock().iter().filter(|l| !Arc::ptr_eq(l, own)) {
-            link.code_writes.lock().push((host_page, first, len));
+            news(&mut link.code_news.lock());
             link.raise(request::CODE);
         }
     }
@@ -142,7 +157,7 @@ impl Machine {
             return;
         }
         for link in self.links.lock().iter() {
-            link.code_writes.lock().extend(found.iter().map(|&p| (p, 0, PAGE_SIZE)));
+            link.code_news.lock().written.extend(found.iter().map(|&p| (p, u64::MAX)));
             link.raise(request::CODE);
         }
     }

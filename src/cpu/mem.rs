@@ -269,21 +269,25 @@ impl Cpu {
         let first = self.translate(address, Access::Write)?;
         if room >= size.into() {
             self.watch(address, size, true)?;
-            self.before_code_write(first, size)?;
+            self.before_code_write(address, first, size)?;
             self.memory_sees_time(first, size)?;
             self.physical_store(first, size, value);
+            self.after_code_write(first, size);
             return Ok(());
         }
-        let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Write)?;
+        let next = (address & PAGE).wrapping_add(0x1000);
+        let second = self.translate(next, Access::Write)?;
         self.watch(address, size, true)?;
-        self.before_code_write(first, room as u32)?;
-        self.before_code_write(second, size - room as u32)?;
+        self.before_code_write(address, first, room as u32)?;
+        self.before_code_write(next, second, size - room as u32)?;
         self.memory_sees_time(first, room as u32)?;
         self.memory_sees_time(second, size - room as u32)?;
         for i in 0..u64::from(size) {
             let at = if i < room { first + i } else { second + (i - room) };
             self.physical_store(at, 1, value >> (8 * i));
         }
+        self.after_code_write(first, room as u32);
+        self.after_code_write(second, size - room as u32);
         Ok(())
     }
 
@@ -292,14 +296,37 @@ impl Cpu {
         let physical = self.translate(address, Access::Write)?;
         let room = 0x1000 - (address & 0xfff);
         if len > room {
-            let second = self.translate((address & PAGE).wrapping_add(0x1000), Access::Write)?;
+            let next = (address & PAGE).wrapping_add(0x1000);
+            let second = self.translate(next, Access::Write)?;
             self.watch(address, len as u32, true)?;
-            self.before_code_write(physical, room as u32)?;
-            return self.before_code_write(second, (len - room) as u32);
+            self.before_code_write(address, physical, room as u32)?;
+            return self.before_code_write(next, second, (len - room) as u32);
         }
         self.watch(address, len as u32, true)?;
-        self.before_code_write(physical, len as u32)?;
+        self.before_code_write(address, physical, len as u32)?;
         Ok(())
+    }
+
+    /// Where `len` bytes that may be written lie in this process, and their physical address, when they are RAM in one page whose
+    /// writes must be told of, by [`tell_write`](Self::tell_write). What works on them there is as atomic as on the host.
+    pub(crate) fn told_ram(&mut self, address: u64, len: u64) -> Option<(u64, u64)> {
+        if self.checker.journal.is_some() || address.wrapping_add(len - 1) & PAGE != address & PAGE {
+            return None;
+        }
+        let physical = self.translate(address, Access::Write).ok()?;
+        if self.apic_page == physical & PAGE {
+            return None;
+        }
+        let range = self.range_of(physical).filter(|r| !r.readonly && r.last - physical >= len - 1)?;
+        Some((range.host + (physical - range.start), physical))
+    }
+
+    /// Tells of a write to RAM whoever collects, or has code there.
+    pub(crate) fn tell_write(&mut self, physical: u64, len: u32) {
+        if let Some(r) = self.range_of(physical) {
+            r.block.mark_dirty(r.offset + (physical - r.start), len.into());
+        }
+        self.after_code_write(physical, len);
     }
 
     /// Reads bytes, at any alignment.
@@ -525,6 +552,9 @@ impl Cpu {
         if let Some(journal) = &mut self.checker.journal {
             journal.outside = true;
         }
+        if self.link.pending() & request::CODE != 0 {
+            self.protect_found_early();
+        }
         let was = self.link.in_guest.swap(0, Ordering::SeqCst);
         if self.counting.on {
             self.account();
@@ -606,16 +636,26 @@ impl Cpu {
         self.new_generation();
     }
 
-    /// Drops write permission of a host page everywhere: it has code now.
-    pub(crate) fn protect_host_page(&mut self, host_page: u64) {
+    /// Drops write permission of host pages everywhere: they have code now. Gives those that could be written until now.
+    pub(crate) fn protect_host_pages(&mut self, is_one: impl Fn(u64) -> bool) -> Vec<u64> {
         self.forget_cells();
+        let mut open = vec![];
         for entry in self.tlb.iter_mut().flatten().chain(self.spaces.entries()) {
-            if entry.write != NONE
-                && entry.write & SLOW == 0
-                && (entry.write.wrapping_add(entry.addend)) >> 12 == host_page
-            {
+            let page = entry.write.wrapping_add(entry.addend) >> 12;
+            if entry.write != NONE && entry.write & SLOW == 0 && is_one(page) {
                 entry.write |= SLOW;
+                open.push(page);
             }
+        }
+        open
+    }
+
+    /// Drops what makes writes to a page go the slow way, if that is in the translation cache: the next one looks whether they still
+    /// have to.
+    pub(crate) fn forget_slow_write(&mut self, address: u64) {
+        let entry = &mut self.tlb[self.mmu][(address >> 12) as usize & (TLB_SIZE - 1)];
+        if entry.write == address & PAGE | SLOW {
+            entry.write = NONE;
         }
     }
 

@@ -495,6 +495,8 @@ unsafe fn run_stub(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub) -> R<()> {
 unsafe fn run_stub_at(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub, at: u64, adjust: u64) -> R<()> {
     let mut memory = 0;
     let mut direct = true;
+    // Written in place, and to be told of.
+    let mut told = None;
     let len = u64::from(stub.len);
     if len != 0 {
         match cpu.direct(at, len, stub.write) {
@@ -514,6 +516,11 @@ unsafe fn run_stub_at(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub, at: u64,
                         memory = host;
                         direct = true;
                     }
+                    None if stub.write
+                        && let Some((host, physical)) = cpu.told_ram(at, len) =>
+                    {
+                        (memory, direct, told) = (host, true, Some(physical));
+                    }
                     None if stub.read => {
                         let mut bytes = [0; 64];
                         cpu.load_bytes(at, &mut bytes[..stub.len.into()])?;
@@ -525,13 +532,18 @@ unsafe fn run_stub_at(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub, at: u64,
         }
     }
     let memory = memory.wrapping_sub(adjust);
-    if stub.class == Class::Integer {
+    let result = if stub.class == Class::Integer {
         // SAFETY: the stub touches the registers and `len` bytes at `memory`, which is RAM or the scratch area.
         unsafe { (stub.run)(&raw mut cpu.hot, memory) };
+        Ok(())
     } else {
         // SAFETY: as above.
-        unsafe { cpu.run_float(slow, stub, op, at, memory)? };
+        unsafe { cpu.run_float(slow, stub, op, at, memory) }
+    };
+    if let Some(physical) = told {
+        cpu.tell_write(physical, stub.len.into());
     }
+    result?;
     if !direct && stub.write {
         let bytes = cpu.hot.scratch;
         cpu.store_bytes(at, &bytes[..stub.len.into()])?;

@@ -1,6 +1,7 @@
 //! What a processor needs of the machine around it.
 
 use std::{
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -9,6 +10,8 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::block::Fast;
 
 /// The machine as a processor sees it, beside memory and ports. Called on the processor's thread.
 pub trait Platform: Send + Sync {
@@ -71,7 +74,7 @@ pub mod request {
     pub const SIPI: u32 = 1 << 4;
     /// The memory map or dirty tracking changed: forget translations.
     pub const FLUSH: u32 = 1 << 5;
-    /// Another processor or a device wrote to code.
+    /// Another processor or a device wrote to code, or another processor found some.
     pub const CODE: u32 = 1 << 6;
     /// A debugger's stop was reached.
     pub const DEBUG: u32 = 1 << 7;
@@ -119,6 +122,17 @@ impl Bell {
     }
 }
 
+/// What a processor has to know of the others and code. Pages are the host's (host address / 4096).
+#[derive(Default)]
+pub(crate) struct CodeNews {
+    /// Which pieces of pages with code were written.
+    pub written: HashMap<u64, u64, Fast>,
+    /// Pages that were written when nobody knew of code in them: what was read of them may be older.
+    pub stale: HashSet<u64, Fast>,
+    /// Pages in which another processor has found code.
+    pub found: HashSet<u64, Fast>,
+}
+
 /// The way to a processor from other threads.
 #[derive(Default)]
 pub struct CpuLink {
@@ -126,7 +140,7 @@ pub struct CpuLink {
     sipi_vector: AtomicU32,
     /// 1 while guest code runs, 0 while the processor stands or is in a device.
     pub(crate) in_guest: AtomicU32,
-    pub(crate) code_writes: Mutex<Vec<(u64, u64, u64)>>,
+    pub(crate) code_news: Mutex<CodeNews>,
     bell: Arc<Bell>,
 }
 

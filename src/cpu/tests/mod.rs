@@ -15,5 +15,6 @@ mod interrupts;
 mod lockstep;
 mod loops;
 mod pcid;
+mod several;
 mod support;
 mod translated;

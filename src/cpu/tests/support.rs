@@ -72,7 +72,7 @@ pub fn data_segment() -> Segment {
     Segment { selector: 16, base: 0, limit: 0xffff_ffff, flags: 0xc0_9300 }
 }
 
-fn bare_on(platform: Arc<dyn Platform>, engine: Engine) -> (Box<Cpu>, RamBlock) {
+fn bare_on(platforms: &[Arc<dyn Platform>], engine: Engine) -> (Vec<Box<Cpu>>, RamBlock) {
     let root = Region::whole_space("memory");
     let ram = RamBlock::new("ram", RAM).unwrap();
     root.add(0, &Region::ram("ram", ram.clone()));
@@ -88,11 +88,15 @@ fn bare_on(platform: Arc<dyn Platform>, engine: Engine) -> (Box<Cpu>, RamBlock) 
             _ => {}
         }
     }
-    let mut cpu = Cpu::with_engine(&machine, platform, CpuLink::new(), model, 1, engine).unwrap();
-    if engine == Engine::Check {
-        cpu.translator.hot = 0;
-    }
-    (cpu, ram)
+    let one = |platform: &Arc<dyn Platform>| {
+        let (platform, model) = (platform.clone(), model.clone());
+        let mut cpu = Cpu::with_engine(&machine, platform, CpuLink::new(), model, platforms.len(), engine).unwrap();
+        if engine == Engine::Check {
+            cpu.translator.hot = 0;
+        }
+        cpu
+    };
+    (platforms.iter().map(one).collect(), ram)
 }
 
 pub fn put64(ram: &RamBlock, at: u64, value: u64) {
@@ -117,7 +121,19 @@ pub fn long_mode_on(platform: Arc<dyn Platform>) -> (Box<Cpu>, RamBlock) {
 
 /// Both choices.
 pub fn long_mode_of(platform: Arc<dyn Platform>, engine: Engine) -> (Box<Cpu>, RamBlock) {
-    let (mut cpu, ram) = bare_on(platform, engine);
+    let (mut cpus, ram) = long_mode_each(&[platform], engine);
+    (cpus.remove(0), ram)
+}
+
+/// As [`long_mode`], two processors of one machine.
+pub fn long_mode_pair(engine: Engine) -> (Box<Cpu>, Box<Cpu>, RamBlock) {
+    let (mut cpus, ram) = long_mode_each(&[Arc::<Quiet>::default(), Arc::<Quiet>::default()], engine);
+    let second = cpus.remove(1);
+    (cpus.remove(0), second, ram)
+}
+
+fn long_mode_each(platforms: &[Arc<dyn Platform>], engine: Engine) -> (Vec<Box<Cpu>>, RamBlock) {
+    let (mut cpus, ram) = bare_on(platforms, engine);
     put64(&ram, 0x1000, 0x2000 | 7);
     put64(&ram, 0x2000, 0x3000 | 7);
     for i in 0..512 {
@@ -137,10 +153,12 @@ pub fn long_mode_of(platform: Arc<dyn Platform>, engine: Engine) -> (Box<Cpu>, R
         put64(&ram, IDT + 16 * v, target & 0xffff | 8 << 16 | 0x8e00 << 32 | (target >> 16) << 48);
         ram.write(target, &[0xf4]).unwrap();
     }
-    let mut r = cpu.registers();
-    set_long(&mut r);
-    cpu.set_registers(&r);
-    (cpu, ram)
+    for cpu in &mut cpus {
+        let mut r = cpu.registers();
+        set_long(&mut r);
+        cpu.set_registers(&r);
+    }
+    (cpus, ram)
 }
 
 pub fn set_long(r: &mut Registers) {
