@@ -120,7 +120,8 @@ impl Tx<'_> {
     /// SYSCALL and SYSRET.
     pub fn system_call(&mut self, code: Code) -> Result<(), TooHard> {
         let call = code == Code::Syscall;
-        if self.mmu != if call { mmu::USER } else { mmu::KERNEL } || self.unchained() {
+        // From 32-bit code SYSCALL goes elsewhere.
+        if !self.long || self.mmu != if call { mmu::USER } else { mmu::KERNEL } || self.unchained() {
             return Err(TooHard);
         }
         self.spoil_flags();

@@ -79,6 +79,32 @@ fn what_system_calls_refuse_they_refuse_in_machine_code() {
 }
 
 #[test]
+fn a_call_from_32_bit_code_goes_to_the_handler_of_such_calls() {
+    const COMPATIBLE: u64 = HANDLER + 0x100;
+    let [mut a, mut b] = [Engine::Interpreter, Engine::Translator].map(|engine| {
+        let (mut cpu, ram) = long_mode_with(engine);
+        let mut r = cpu.registers();
+        r.msrs.star = 8 << 32 | 24 << 48;
+        (r.msrs.lstar, r.msrs.cstar, r.msrs.fmask) = (HANDLER, COMPATIBLE, 0x4_0700);
+        cpu.set_registers(&r);
+        // mov ecx, PROGRAM; mov r11d, 0x202; sysretd
+        let mut start = vec![0xb9];
+        start.extend((PROGRAM as u32).to_le_bytes());
+        start.extend([0x41, 0xbb, 2, 2, 0, 0, 0x0f, 0x07]);
+        ram.write(CODE, &start).unwrap();
+        // The one of 64-bit code: hlt. The other one: inc rsi; sysretd.
+        ram.write(HANDLER, &[0xf4]).unwrap();
+        ram.write(COMPATIBLE, &[0x48, 0xff, 0xc6, 0x0f, 0x07]).unwrap();
+        // mov ebx, 300; l: add edx, ecx; syscall; dec ebx; jnz l; hlt
+        ram.write(PROGRAM, &[0xbb, 44, 1, 0, 0, 0x01, 0xca, 0x0f, 0x05, 0xff, 0xcb, 0x75, 0xf8, 0xf4]).unwrap();
+        assert_eq!(cpu.run(), Exit::Halted);
+        assert_eq!(cpu.hot.gpr[gpr::RSI], 300, "{engine:?}");
+        cpu
+    });
+    assert_eq!(state(&mut a), state(&mut b));
+}
+
+#[test]
 #[ignore = "a measurement"]
 fn speed_of_system_calls() {
     let start = std::time::Instant::now();
