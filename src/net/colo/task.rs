@@ -177,9 +177,7 @@ pub(crate) async fn run(ends: Ends, settings: Settings, mut commands: mpsc::Unbo
                     task.secondary.stream.acknowledge_now();
                 }
                 Some(Command::EndEpoch(done)) => {
-                    task.secondary.catch_up().await;
-                    while !task.epoch_ended && task.read_secondary() > 0 {}
-                    task.epoch_ended = true;
+                    task.end_epoch().await;
                     let _ = done.send(());
                 }
                 Some(Command::Flush { primary_bytes, buffered, done }) => {
@@ -283,13 +281,33 @@ impl Task {
         count
     }
 
+    /// See [`super::ColoCompare::end_epoch`].
+    async fn end_epoch(&mut self) {
+        self.secondary.catch_up().await;
+        if std::mem::replace(&mut self.epoch_ended, true) {
+            return;
+        }
+        // A secondary that has stopped comes to an end. One that goes on talking is not waited for, and not kept in memory.
+        let limit = tokio::time::Instant::now() + BARRIER_LIMIT;
+        let is_early = || tokio::time::Instant::now() < limit;
+        while is_early() && self.desk(|desk| desk.outlook().secondary_has_room) && self.read_secondary() > 0 {}
+        self.forget_secondary(limit);
+    }
+
+    /// Reads away what the secondary has said.
+    fn forget_secondary(&mut self, limit: tokio::time::Instant) {
+        while self.secondary.read() > 0 && tokio::time::Instant::now() < limit {
+            self.secondary.frames.clear();
+        }
+        self.secondary.frames.clear();
+    }
+
     /// See [`super::ColoCompare::flush`].
     async fn flush(&mut self, primary_bytes: Option<u64>) {
         self.eager = false;
         // The secondary's old words are about a guest that no longer exists. Its new ones may have come already.
         if !std::mem::take(&mut self.epoch_ended) {
-            while self.secondary.read() > 0 {}
-            self.secondary.frames.clear();
+            self.forget_secondary(tokio::time::Instant::now() + BARRIER_LIMIT);
             self.secondary.reader.discard_partial();
         }
         // What the primary had sent before it stopped belongs to the old epoch, wherever it is.

@@ -9,6 +9,7 @@ use crate::filter::Action;
 use crate::packet::flags::{ACK, SYN};
 use crate::packet::testing::{seg, tcp_of, udp};
 use crate::packet::{Frame, TcpView};
+use crate::wire;
 
 pub(super) struct Pair {
     pub p: Machine,
@@ -481,6 +482,39 @@ fn what_the_secondary_says_in_the_new_epoch_before_the_release_is_not_lost() {
         p.peer.send(udp(b"new").data);
         assert_eq!(p.next_on_wire().await, udp(b"new").data);
         assert_eq!(p.net.compare_stats().await["comp0"].ahead_packets, 0);
+    });
+}
+
+#[test]
+fn a_secondary_that_never_stops_talking_holds_neither_a_checkpoint_nor_a_failover_up() {
+    run(|| async {
+        let p = Machine::new().await;
+        for id in ["compare1", "compare0", "compare_out"] {
+            p.chardev(&format!("socket,id={id},host=127.0.0.1,port=0,server=on,wait=off")).await;
+        }
+        p.object(
+            json!({"qom-type": "colo-compare", "id": "comp0", "primary_in": "compare0", "secondary_in": "compare1",
+            "outdev": "compare_out", "iothread": "iothread1"}),
+        )
+        .unwrap();
+        let port = p.port_of("compare1");
+        let word = udp(b"without an end");
+        let mut words = wire::header(&word, false).0[..4].to_vec();
+        words.extend(&word.data);
+        let words = words.repeat(40_000);
+        let talker = std::thread::spawn(move || {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            while std::io::Write::write_all(&mut stream, &words).is_ok() {}
+        });
+        until(|| p.chardevs.query().iter().any(|c| c.label == "compare1" && c.filename.contains("<->"))).await;
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, p.net.compare_end_epoch()).await.expect("the epoch ends");
+        tokio::time::timeout(limit, p.net.compare_checkpoint_flush(false)).await.expect("the flush is done");
+        let figures = tokio::time::timeout(limit, p.net.compare_stats()).await.expect("figures");
+        assert!(figures["comp0"].ahead_bytes < 64 << 20, "{figures:?}");
+        tokio::time::timeout(limit, p.net.remove_object("comp0")).await.expect("the comparison goes").unwrap();
+        p.chardevs.remove("compare1").unwrap();
+        talker.join().unwrap();
     });
 }
 
