@@ -204,3 +204,102 @@ impl Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::any::Any;
+    use std::cell::RefCell;
+
+    use lockstep_event::Context;
+
+    use super::*;
+    use crate::driver::{BlockDriver, DriverDef, DriverKind, LocalBoxFuture};
+    use crate::graph::Graph;
+    use crate::open::OpenFlags;
+    use crate::options::Options;
+
+    thread_local! {
+        /// What has begun, and how many may end.
+        static BEGUN: RefCell<Vec<String>> = RefCell::default();
+        static MAY_END: Rc<Semaphore> = Rc::new(Semaphore::new(0));
+    }
+
+    /// A disk whose requests end in the order in which they began, when they are let.
+    struct Patient;
+
+    static PATIENT: DriverDef = DriverDef {
+        name: "patient",
+        kind: DriverKind::Protocol,
+        protocols: &[],
+        needs_filename: false,
+        supports_backing: false,
+        probe: None,
+        parse_filename: None,
+        strong_options: &[],
+        open: |_| Box::pin(async { Ok(Box::new(Patient) as Box<dyn BlockDriver>) }),
+    };
+
+    impl Patient {
+        async fn request(&self, what: String) -> io::Result<()> {
+            BEGUN.with_borrow_mut(|begun| begun.push(what));
+            MAY_END.with(Rc::clone).acquire().await.map_err(io::Error::other)?.forget();
+            Ok(())
+        }
+    }
+
+    impl BlockDriver for Patient {
+        fn format_name(&self) -> &'static str {
+            "patient"
+        }
+        fn length(&self) -> io::Result<u64> {
+            Ok(1 << 20)
+        }
+        fn read<'a>(&'a self, _: u64, _: &'a mut [u8]) -> LocalBoxFuture<'a, io::Result<()>> {
+            Box::pin(async { Ok(()) })
+        }
+        fn write<'a>(&'a self, offset: u64, data: &'a [u8], _: WriteFlags) -> LocalBoxFuture<'a, io::Result<()>> {
+            Box::pin(self.request(format!("write {offset}+{}", data.len())))
+        }
+        fn flush(&self) -> LocalBoxFuture<'_, io::Result<()>> {
+            Box::pin(self.request("flush".to_owned()))
+        }
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+
+    /// Lets so many requests end. Returns what has begun since the last call.
+    async fn end(count: usize) -> Vec<String> {
+        MAY_END.with(Rc::clone).add_permits(count);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        BEGUN.take()
+    }
+
+    #[test]
+    fn overlapping_writes_go_one_after_the_other_and_a_flush_behind_all() {
+        Context::new("test").unwrap().run(async {
+            let graph = Graph::new();
+            let node = graph.build_node(&PATIENT, Some("far"), Options::new(), OpenFlags::default()).await.unwrap();
+            let queue = Rc::new(Outgoing::default());
+            let write = async |offset: u64, len: usize| {
+                let request = Request::Write(offset, vec![1; len], WriteFlags::empty());
+                queue.put(request, node.clone()).await;
+            };
+            write(0, 1024).await;
+            write(4096, 1024).await;
+            write(512, 1024).await;
+            queue.put(Request::Flush, node.clone()).await;
+            write(1024, 512).await;
+            assert_eq!(end(0).await, ["write 0+1024", "write 4096+1024"]);
+            assert_eq!(end(1).await, ["write 512+1024"]);
+            assert_eq!(end(1).await, [""; 0], "the flush waits for the last of them, and the last write for the third");
+            let mut last = end(1).await;
+            last.sort_unstable();
+            assert_eq!(last, ["flush", "write 1024+512"]);
+            end(2).await;
+            assert!(!queue.is_busy() && !queue.has_failed());
+        });
+    }
+}

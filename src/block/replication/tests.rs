@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -16,6 +17,7 @@ use crate::export::{Exports, NbdExportOptions};
 use crate::jobs::Jobs;
 use crate::jobs::commands::{MirrorArgs, NewImageMode, drive_mirror};
 use crate::jobs::mirror::SyncMode;
+use crate::requests::RequestKind;
 use crate::testing::{on_context, options};
 use crate::*;
 
@@ -382,6 +384,36 @@ fn the_secondarys_reads_never_see_a_write_of_the_primary_half_way() {
 }
 
 #[test]
+fn what_a_request_of_the_secondary_looks_at_stays_as_it_is_until_the_request_is_done() {
+    on_context(async {
+        let pair = pair().await;
+        pair.p.write(0, 65536, 1).await;
+        pair.checkpoint().await;
+        let disk = pair.s.graph.find_backend("parent0").unwrap().node().unwrap();
+        let waits = |offset| disk.requests.is_contended(RequestKind::Write, offset, 512);
+        // The request has to wait in the middle.
+        let active = pair.s.graph.find_backend("childs0").unwrap().node().unwrap().child("file").unwrap().node();
+        let in_its_way = active.lock_range(4096, 512).await;
+        let mut buf = [0; 512];
+        {
+            let mut read = std::pin::pin!(pair.s.disk.read(4096, &mut buf));
+            assert!(read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(waits(4096) && !waits(1 << 20), "a write of the primary there");
+            drop(in_its_way);
+            read.await.unwrap();
+        }
+        assert!(!waits(4096));
+        let in_its_way = active.lock_range(4096, 512).await;
+        let mut write = std::pin::pin!(pair.s.disk.write(4096, &[9; 512], WriteFlags::empty()));
+        assert!(write.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(waits(60_000), "the rest of the cluster is copied from there");
+        drop(in_its_way);
+        write.await.unwrap();
+        assert!(!waits(60_000));
+    });
+}
+
+#[test]
 fn a_peer_that_is_given_up_can_neither_write_nor_hold_a_request() {
     on_context(async {
         let pair = pair().await;
@@ -400,6 +432,36 @@ fn a_peer_that_is_given_up_can_neither_write_nor_hold_a_request() {
         replication_peer_lost(&pair.p.graph);
         pair.p.write(0, 512, 3).await;
         assert_eq!(pair.p.byte(0).await, 3);
+    });
+}
+
+#[test]
+fn what_is_written_after_the_secondary_was_given_up_does_not_reach_it() {
+    on_context(async {
+        let pair = pair().await;
+        replication_peer_lost(&pair.p.graph);
+        pair.p.write(0, 512, 3).await;
+        drop(pair.p.graph.drain_all().await);
+        assert!(replication_get_error_all(&pair.p.graph).is_err());
+        replication_do_checkpoint_all(&pair.s.graph).await.unwrap();
+        assert_eq!((pair.p.byte(0).await, pair.s.byte(0).await), (3, 0));
+    });
+}
+
+#[test]
+fn a_write_that_waits_behind_the_gate_dies_with_its_writer_and_holds_no_failover_up() {
+    on_context(async {
+        let pair = pair().await;
+        let gate = NbdWriteGate::close(&pair.s.graph);
+        pair.p.write(0, 512, 2).await;
+        // It has arrived, and waits.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        replication_peer_lost(&pair.s.graph);
+        let failover = replication_stop_all(&pair.s.graph, true);
+        tokio::time::timeout(Duration::from_secs(20), failover).await.expect("it comes to its end").unwrap();
+        drop(gate);
+        pair.s.committed().await;
+        assert_eq!(pair.s.byte(0).await, 0);
     });
 }
 
