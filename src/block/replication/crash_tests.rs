@@ -30,6 +30,8 @@ enum Op {
 struct Disks {
     now: HashMap<usize, Vec<u8>>,
     log: Vec<Op>,
+    /// One that takes no write.
+    full: Option<usize>,
 }
 
 thread_local! {
@@ -79,6 +81,9 @@ impl BlockDriver for Memory {
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> LocalBoxFuture<'a, io::Result<()>> {
         Box::pin(async move {
+            if DISKS.with_borrow(|d| d.full == Some(self.0)) {
+                return Err(errno(libc::ENOSPC));
+            }
             DISKS.with_borrow_mut(|d| {
                 write_at(d.now.get_mut(&self.0).unwrap(), offset, data);
                 d.log.push(Op::Write(self.0, offset, data.to_vec()));
@@ -206,7 +211,18 @@ fn write() -> impl Strategy<Value = Write> {
         .prop_map(|(secondary, offset, len, byte)| Write { secondary, offset, len, byte })
 }
 
-async fn scenario(before: Vec<Write>, since: Vec<Write>, mut seed: u64) {
+/// A secondary in lock-step.
+struct Secondary {
+    graph: Graph,
+    /// What the primary writes to.
+    parent: Rc<Backend>,
+    /// What the guest sees.
+    disk: Rc<Backend>,
+    /// The images at first.
+    start: HashMap<usize, Vec<u8>>,
+}
+
+async fn secondary() -> Secondary {
     DISKS.set(Disks::default());
     DISKS.with_borrow_mut(|d| d.now = [PARENT, HIDDEN, ACTIVE].map(|n| (n, Vec::new())).into());
     let graph = Graph::new();
@@ -216,10 +232,8 @@ async fn scenario(before: Vec<Write>, since: Vec<Write>, mut seed: u64) {
         let create = crate::qcow2::create::CreateOptions { size: SIZE, ..Default::default() };
         crate::qcow2::create::format(&node, &create).await.unwrap();
     }
-    let start = DISKS.with_borrow_mut(|d| {
-        d.log.clear();
-        d.now.clone()
-    });
+    DISKS.with_borrow_mut(|d| d.log.clear());
+    let start = DISKS.with_borrow(|d| d.now.clone());
     let drive = async |id: &str, pairs: &[(&str, &str)]| {
         let node = graph.open(None, Options::from_pairs(pairs.iter().copied()), OpenFlags::default()).await.unwrap();
         let backend = Backend::new(&graph, Some(id)).unwrap();
@@ -244,6 +258,11 @@ async fn scenario(before: Vec<Write>, since: Vec<Write>, mut seed: u64) {
     .await;
     disk.set_perms(Perm::CONSISTENT_READ | Perm::WRITE, Perm::all()).unwrap();
     replication_start_all(&graph, ReplicationMode::Secondary).await.unwrap();
+    Secondary { graph, parent, disk, start }
+}
+
+async fn scenario(before: Vec<Write>, since: Vec<Write>, mut seed: u64) {
+    let Secondary { graph, parent, disk, start } = secondary().await;
     let mut model = vec![0; SIZE as usize];
     for (checkpoint, writes) in [(true, before), (false, since)] {
         let mut primary = model.clone();
@@ -281,6 +300,27 @@ async fn scenario(before: Vec<Write>, since: Vec<Write>, mut seed: u64) {
     disk.remove_medium();
     parent.remove_medium();
     graph.close_all().await;
+}
+
+#[test]
+fn a_write_of_the_primary_whose_old_contents_cannot_be_kept_fails_and_ends_the_pair() {
+    Context::new("test").unwrap().run(async {
+        let Secondary { graph, parent, disk, .. } = secondary().await;
+        parent.write(0, &[1; 512], WriteFlags::empty()).await.unwrap();
+        replication_do_checkpoint_all(&graph).await.unwrap();
+        DISKS.with_borrow_mut(|d| d.full = Some(HIDDEN));
+        let e = parent.write(0, &[2; 512], WriteFlags::empty()).await.unwrap_err();
+        assert_eq!(e.raw_os_error(), Some(libc::ENOSPC));
+        assert_eq!(replication_get_error_all(&graph).unwrap_err().message(), "I/O error occurred");
+        let mut seen = [0; 512];
+        disk.read(0, &mut seen).await.unwrap();
+        assert_eq!(seen, [1; 512], "the secondary's view is still that of the checkpoint");
+        assert!(replication_do_checkpoint_all(&graph).await.is_err());
+        DISKS.with_borrow_mut(|d| d.full = None);
+        disk.remove_medium();
+        parent.remove_medium();
+        graph.close_all().await;
+    });
 }
 
 proptest! {

@@ -80,3 +80,28 @@ impl fmt::Debug for IdentityGate {
         f.debug_struct("IdentityGate").field("open", &self.open).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_closed_gate_lets_nothing_out_whatever_the_probe_says_and_an_open_one_as_much_as_it_says() {
+        let (gate, there) = (IdentityGate::default(), Arc::new(AtomicBool::new(true)));
+        assert!(gate.is_open() && gate.may_speak());
+        let probe = there.clone();
+        gate.set_probe(Some(Box::new(move || probe.load(Ordering::SeqCst))));
+        assert!(gate.is_open() && gate.may_speak());
+        gate.set_open(false);
+        assert!(!gate.is_open() && !gate.may_speak());
+        gate.set_open(true);
+        there.store(false, Ordering::SeqCst);
+        std::thread::sleep(2 * SURE);
+        assert!(!gate.is_open() && !gate.may_speak());
+        there.store(true, Ordering::SeqCst);
+        gate.set_open(false);
+        gate.set_probe(None);
+        assert!(!gate.is_open() && !gate.may_speak());
+    }
+}
