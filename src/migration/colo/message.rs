@@ -42,8 +42,8 @@ const MESSAGES: [(Message, &str); 7] = [
 const EXTENSION: u32 = 0x4c53_0001;
 /// Precedes a part of RAM's section and an end mark, sent while the primary's guest runs; between sides that agreed on it.
 const RAM_AHEAD: u32 = 0x4c53_0002;
-/// The longest such object, in bytes.
-const MAX_EXTENSION: u32 = 8 << 20;
+/// The longest such object, in bytes: one network card's connections take up to 8 MiB.
+const MAX_EXTENSION: u32 = 32 << 20;
 
 impl Message {
     /// The number on the wire.

@@ -10,8 +10,9 @@ use lockstep_vmstate::{Decoder, LoadError};
 const MAX_ELEMENT: usize = 64 << 20;
 /// The most the description may take, in bytes.
 const MAX_DESCRIPTION: u32 = 256 << 20;
-/// The longest description that is kept for its reader; longer ones are passed over.
-const MAX_KEPT: u32 = 4 << 20;
+/// The longest description that is kept for its reader; longer ones are passed over. One network card's connections, with how their
+/// numbers are translated, take up to 8 MiB.
+const MAX_KEPT: u32 = 32 << 20;
 /// More sections than any machine has.
 const MAX_SECTIONS: usize = 4096;
 

@@ -295,3 +295,21 @@ pub(crate) fn blocks_of(bytes: &[u8]) -> Vec<(String, u64)> {
     }
     blocks
 }
+
+#[test]
+fn a_description_with_the_connections_of_several_cards_is_kept() {
+    let mut out = Encoder::describing();
+    let mut writer = StreamWriter::new(&mut out, Frames::default());
+    writer.header(MACHINE);
+    writer.eof();
+    let connections = "x".repeat(24 << 20);
+    writer.description(MACHINE, vec![], Some(serde_json::json!({"connections": connections})));
+    let bytes = out.into_bytes();
+    let mut parser = StreamParser::new(MACHINE, table(), Frames::default());
+    let mut at = 0;
+    while !parser.is_done() {
+        at += parser.next(&bytes[at..], &mut Registered(states(), vec![])).unwrap().expect("all of it is there").0;
+    }
+    let kept = parser.take_description().expect("a description");
+    assert_eq!(kept["connections"].as_str().map(str::len), Some(24 << 20));
+}
