@@ -511,28 +511,26 @@ fn each_step_of_a_checkpoint_and_of_a_failover_is_told_in_its_place() {
         let [a, b] = diaries.clone().map(|diary| Steps::new(diary));
         let pair = TestPair::new(a, b);
         pair.connect().await;
+        // What else can be seen of a machine may change just before its last step is told.
+        until("the secondary waits", || diaries[1].0.borrow().last() == Some(&"secondary-wait-request")).await;
         diaries.iter().for_each(|diary| diary.0.borrow_mut().clear());
-        pair.checkpoint(2).await;
-        // A secondary waits again when one checkpoint is over; the first wait was before the diary was opened.
-        let told = |at: usize, side| {
-            let told = diaries[at].0.take();
-            let mut expected: Vec<_> = steps_of(side, Part::Checkpoint).collect();
-            if side == ColoMode::Secondary {
-                expected.rotate_left(1);
-            }
-            assert_eq!(told, expected);
+        let are_told = async |at: usize, expected: Vec<&str>| {
+            until("all steps are told", || diaries[at].0.borrow().len() >= expected.len()).await;
+            assert_eq!(diaries[at].0.take(), expected);
         };
-        told(0, ColoMode::Primary);
-        told(1, ColoMode::Secondary);
+        pair.checkpoint(2).await;
+        are_told(0, steps_of(ColoMode::Primary, Part::Checkpoint).collect()).await;
+        // A secondary waits again when one checkpoint is over; the first wait was before the diary was opened.
+        let mut expected: Vec<_> = steps_of(ColoMode::Secondary, Part::Checkpoint).collect();
+        expected.rotate_left(1);
+        are_told(1, expected).await;
         pair.primary_survives("primary").await;
         pair.secondary_survives("secondary").await;
-        for (diary, side) in diaries.iter().zip([ColoMode::Primary, ColoMode::Secondary]) {
-            let told = diary.0.take();
-            // Those of the disk's takeover are told by the block layer, between two of the machine's.
-            let disks = ["-revoked", "-drained", "-flushed"];
-            let machine = |step: &&str| !disks.iter().any(|end| step.ends_with(end));
-            let expected: Vec<_> = steps_of(side, Part::Failover).filter(machine).collect();
-            assert_eq!(told, expected);
+        // Those of the disk's takeover are told by the block layer, between two of the machine's.
+        let disks = ["-revoked", "-drained", "-flushed"];
+        let machine = |step: &&str| !disks.iter().any(|end| step.ends_with(end));
+        for (at, side) in [ColoMode::Primary, ColoMode::Secondary].into_iter().enumerate() {
+            are_told(at, steps_of(side, Part::Failover).filter(machine).collect()).await;
         }
     });
 }
