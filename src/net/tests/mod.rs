@@ -1,6 +1,7 @@
 //! Whole networks in one process: cards that only write down what they get, backends over sockets, filters, compare.
 
 mod colo;
+mod epochs;
 mod filters;
 mod losses;
 mod stacks;

@@ -5,6 +5,7 @@ use crate::packet::testing::*;
 mod cases;
 mod connections;
 mod ended;
+mod flush;
 mod losses;
 mod lossy;
 mod random;
