@@ -218,6 +218,8 @@ pub(crate) struct FakeNet {
     world: Rc<FakeWorld>,
     device: Arc<EpochDevice>,
     pub(crate) connections: RefCell<Option<Value>>,
+    /// What happens while held packets are released for the next time.
+    pub(crate) at_release: RefCell<Option<Box<dyn FnOnce()>>>,
 }
 
 impl FakeNet {
@@ -243,6 +245,9 @@ impl NetCheckpoint for FakeNet {
     }
     fn release_held(&self, _: Style) -> LocalFuture<'_, ()> {
         self.world.released.set(*self.device.epoch.lock());
+        if let Some(happens) = self.at_release.take() {
+            happens();
+        }
         self.done("release held")
     }
     fn hold_identity(&self, open: bool, probe: Option<Box<dyn Fn() -> bool + Send + Sync>>) {
@@ -315,6 +320,7 @@ impl FakeMachine {
             world: world.clone(),
             device: device.clone(),
             connections: RefCell::new(None),
+            at_release: RefCell::new(None),
         });
         let migration = Migration::new(Environment {
             machine: "pc-i440fx-10.0".into(),

@@ -186,4 +186,42 @@ mod tests {
         out.put_bytes(devices.bytes());
         assert_eq!(verdict(&[sender.join(), out.into_bytes()].concat(), &ram, &states), twice);
     }
+
+    #[test]
+    fn device_state_with_a_tail_or_without_its_end_is_refused_before_anything_is_touched() {
+        let ram = RamList::new();
+        ram.allocate("pc.ram", 4 * PAGE as u64).unwrap();
+        let states = StateRegistry::new();
+        states.reserve("ram");
+        let device = Arc::new(EpochDevice::default());
+        states.register("epoch", device.clone());
+        let sender = Sender { states: states.clone(), table: BlockTable::of(&ram.blocks()) };
+        let join = sender.join();
+        *device.epoch.lock() = 2;
+        let good = sender.checkpoint(2);
+        // The devices are the last of a checkpoint, behind their length.
+        let mut devices = Encoder::new();
+        let mut writer = StreamWriter::new(&mut devices, Frames::of_machine(MACHINE));
+        writer.devices(&states).unwrap();
+        writer.eof();
+        let devices = devices.into_bytes();
+        let head = &good[..good.len() - devices.len() - 8];
+        let with = |devices: &[u8]| [&join, head, &(devices.len() as u64).to_be_bytes(), devices].concat();
+        assert_eq!(with(&devices), [&join[..], &good].concat());
+        let tail = "The device state of a checkpoint has a tail";
+        let early = "The device state of a checkpoint ends early";
+        for (devices, why) in [
+            ([&devices[..], &[0]].concat(), tail),
+            ([&devices[..], &devices].concat(), tail),
+            (devices[..devices.len() - 1].to_vec(), early),
+            (Vec::new(), early),
+        ] {
+            let bytes = with(&devices);
+            *device.epoch.lock() = 7;
+            assert_eq!(verdict(&bytes, &ram, &states), why);
+            let mut byte = [0];
+            ram.blocks()[0].read(PAGE as u64, &mut byte).unwrap();
+            assert_eq!((byte[0], *device.epoch.lock()), (1, 0), "{why}: the machine is what has joined");
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! What a checkpoint, the loss of the pair and a failover ask of guest, disks and networks, and in which order: each line of these lists is
 //! a rule, and most of them show only when a host dies at the wrong moment.
 
-use super::Steps;
 use super::steps::StepHook;
 use super::tests::{TestPair, in_context, until};
+use super::{CheckpointCause, Steps};
 use crate::fake::{FakeMachine, FakeVm};
 use crate::hooks::LocalFuture;
 use lockstep_util::Result;
@@ -166,5 +166,30 @@ fn failovers_keep_their_order() {
             "-- primary-failover-end",
         ];
         assert_eq!(asked(&pair.primary), expected);
+    });
+}
+
+#[test]
+fn what_asks_for_a_checkpoint_before_received_is_settled_by_it_and_what_asks_after_is_not() {
+    in_context(async {
+        let pair = watched_pair().await;
+        let causes = || pair.primary.migration.checkpoint_statistics().causes;
+        let count = || pair.primary.migration.checkpoint_statistics().count;
+        let trigger = pair.primary.migration.checkpoint_trigger();
+        let before = causes();
+        trigger.differs(CheckpointCause::Mismatch, "tcp");
+        until("it is made", || count() == 2).await;
+        // A difference comes before a command, so that one that was not settled would be the next one's cause.
+        trigger.request(CheckpointCause::Command);
+        until("the next one is made", || count() == 3).await;
+        let since = |cause: CheckpointCause| causes()[cause as usize] - before[cause as usize];
+        assert_eq!((since(CheckpointCause::Mismatch), since(CheckpointCause::Command)), (1, 1));
+        // The comparison goes on while the held packets leave: what differs then is of the new epoch.
+        let trigger = pair.primary.migration.checkpoint_trigger();
+        *pair.primary.net.at_release.borrow_mut() =
+            Some(Box::new(move || trigger.differs(CheckpointCause::Timeout, "udp")));
+        pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
+        until("that makes another one", || count() == 5).await;
+        assert_eq!((since(CheckpointCause::Command), since(CheckpointCause::Timeout)), (2, 1));
     });
 }
