@@ -44,6 +44,7 @@ struct Inner {
     class: ErrorClass,
     message: String,
     hint: String,
+    speaker: Option<&'static str>,
 }
 
 /// `std::result::Result` with [`Error`].
@@ -57,7 +58,7 @@ impl Error {
 
     /// An error of the given class.
     pub fn with_class(class: ErrorClass, message: impl Into<String>) -> Self {
-        Self { inner: Box::new(Inner { class, message: message.into(), hint: String::new() }) }
+        Self { inner: Box::new(Inner { class, message: message.into(), hint: String::new(), speaker: None }) }
     }
 
     /// `message: strerror`, as QEMU's `error_setg_errno` words it.
@@ -80,6 +81,17 @@ impl Error {
     pub fn prepend(mut self, prefix: impl fmt::Display) -> Self {
         self.inner.message = format!("{prefix}{}", self.inner.message);
         self
+    }
+
+    /// Has a command-line user see `name` before the message, in place of the program's own.
+    pub fn said_by(mut self, name: &'static str) -> Self {
+        self.inner.speaker = Some(name);
+        self
+    }
+
+    /// Who says it, if that is not the program.
+    pub fn speaker(&self) -> Option<&'static str> {
+        self.inner.speaker
     }
 
     /// The QMP class.

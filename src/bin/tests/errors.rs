@@ -14,6 +14,8 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_qemu-system-x86_64");
 fn wrong_command_lines_get_qemus_words() {
     let dir = tempfile::tempdir().expect("a folder");
     make_image(dir.path(), "e1.qcow2");
+    std::fs::write(dir.path().join("kernel"), kernel_header()).expect("a kernel");
+    std::fs::write(dir.path().join("short"), [1; 100]).expect("a file");
     let mut wrong = vec![];
     for case in CLI.split("$ ").skip(1) {
         let (arguments, expected) = case.split_once('\n').expect("an expectation");
@@ -30,6 +32,16 @@ fn wrong_command_lines_get_qemus_words() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What passes for a kernel (Linux/x86 boot protocol).
+fn kernel_header() -> Vec<u8> {
+    let mut image = vec![0; 0x2000];
+    image[0x1f1] = 4;
+    image[0x202..0x208].copy_from_slice(b"HdrS\x0c\x02");
+    image[0x211] = 1;
+    image[0x22c..0x230].copy_from_slice(&0x37ff_ffffu32.to_le_bytes());
+    image
 }
 
 /// QEMU lists the items on standard output, and ends as after an error.

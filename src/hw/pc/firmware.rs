@@ -16,14 +16,15 @@ const ISA_BIOS_MAX: u64 = 0x2_0000;
 /// # Errors
 /// When the image is not there or has an impossible size.
 pub(super) fn load(board: &Board, pci: &Region, name: &str) -> Result<RamBlock> {
-    let image = board.firmware.read(name).ok_or_else(|| err!("could not load PC BIOS '{name}'"))?;
-    let image = image.map_err(|_| err!("could not load PC BIOS '{name}'"))?;
+    // QEMU's code for PCs prints by itself, with this name.
+    let failed = || err!("could not load PC BIOS '{name}'").said_by("qemu");
+    let image = board.firmware.read(name).ok_or_else(failed)?.map_err(|_| failed())?;
     let size = image.len() as u64;
     if size == 0 || !size.is_multiple_of(0x1_0000) {
-        return Err(err!("could not load PC BIOS '{name}'"));
+        return Err(failed());
     }
     let bios = board.ram.allocate("pc.bios", size)?;
-    bios.write(0, &image).map_err(|_| err!("could not load PC BIOS '{name}'"))?;
+    bios.write(0, &image).map_err(|_| failed())?;
     let region = Region::rom("pc.bios", bios.clone());
     let shown = size.min(ISA_BIOS_MAX);
     let low = Region::alias("isa-bios", &region, size - shown, shown);

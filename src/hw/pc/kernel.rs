@@ -1,7 +1,10 @@
 //! Starting a Linux kernel without a boot loader: the pieces that the option ROM `linuxboot_dma.bin` puts together (Linux/x86 boot
 //! protocol, `Documentation/arch/x86/boot.rst`).
 
-use std::{fs, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read},
+};
 
 use lockstep_util::{Error, Result, bail, err};
 
@@ -42,13 +45,43 @@ const DEFAULT_INITRD_MAX: u32 = 0x37ff_ffff;
 /// Firmware keeps its tables at the end of RAM.
 const TABLES: u64 = 0x2_0000 + 0x8000;
 
-fn read_file(path: &str, what: &str) -> Result<Vec<u8>> {
-    let failed = |e: &std::io::Error| Error::with_errno(format!("could not open {what} file '{path}'"), e);
-    let length = fs::metadata(Path::new(path)).map_err(|e| failed(&e))?.len();
-    if length > LARGEST_FILE {
+/// QEMU's code for PCs prints its errors by itself, with this name.
+const SPEAKER: &str = "qemu";
+
+fn check_length(file: &File, what: &str, path: &str) -> Result<()> {
+    if file.metadata().is_ok_and(|m| m.len() > LARGEST_FILE) {
         bail!("{what} file '{path}' is too large");
     }
-    fs::read(path).map_err(|e| failed(&e))
+    Ok(())
+}
+
+fn read_kernel(path: &str) -> Result<Vec<u8>> {
+    let mut file =
+        File::open(path).map_err(|e| Error::with_errno(format!("could not open kernel file '{path}'"), &e))?;
+    check_length(&file, "kernel", path)?;
+    let failed = |e: &io::Error| Error::with_errno(format!("could not load kernel '{path}'"), e);
+    let mut image = vec![];
+    file.read_to_end(&mut image).map_err(|e| failed(&e))?;
+    if image.is_empty() {
+        // What QEMU takes for the reason: what it did before.
+        return Err(failed(&io::Error::from_raw_os_error(libc::ENOENT)));
+    }
+    Ok(image)
+}
+
+/// Reads the initial RAM disk. The words are those of GLib's mapped files.
+fn read_initrd(path: &str) -> Result<Vec<u8>> {
+    let error = |text: String, e: &io::Error| Error::with_errno(format!("error reading initrd {path}: {text}"), e);
+    let mut file = File::open(path)
+        .map_err(|e| error(format!("Failed to open file \u{201c}{path}\u{201d}: open() failed"), &e))?;
+    check_length(&file, "initrd", path)?;
+    let mut image = vec![];
+    match file.metadata() {
+        Ok(m) if m.is_dir() => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        _ => file.read_to_end(&mut image),
+    }
+    .map_err(|e| error(format!("Failed to map {path}' {path}': mmap() failed"), &e))?;
+    Ok(image)
 }
 
 struct Header<'a>(&'a mut [u8]);
@@ -72,9 +105,9 @@ impl Header<'_> {
 /// # Errors
 /// When a file cannot be read, is no kernel, or does not fit in RAM.
 pub(super) fn load(board: &Board, fw_cfg: &FwCfg, config: &PcConfig, kernel: &KernelConfig) -> Result<BootEntry> {
-    let mut image = read_file(&kernel.image, "kernel")?;
+    let mut image = read_kernel(&kernel.image).map_err(|e| e.said_by(SPEAKER))?;
     if image.len() < 0x400 || image[MAGIC..MAGIC + 4] != *b"HdrS" {
-        bail!("invalid kernel header");
+        return Err(err!("invalid kernel header").said_by(SPEAKER));
     }
     let setup_sectors = match image[SETUP_SECTORS] {
         0 => 4,
@@ -82,7 +115,7 @@ pub(super) fn load(board: &Board, fw_cfg: &FwCfg, config: &PcConfig, kernel: &Ke
     };
     let setup_size = (setup_sectors + 1) * SECTOR;
     if image.len() <= setup_size {
-        bail!("kernel: invalid header: setup is larger than the file");
+        return Err(err!("invalid kernel header").said_by(SPEAKER));
     }
     let protected = image.split_off(setup_size);
     let mut header = Header(&mut image);
@@ -101,7 +134,7 @@ pub(super) fn load(board: &Board, fw_cfg: &FwCfg, config: &PcConfig, kernel: &Ke
     header.set(LOAD_FLAGS, &[flags]);
     header.set(HEAP_END, &((COMMAND_LINE_ADDRESS - REAL_MODE - 0x200) as u16).to_le_bytes());
     if let Some(path) = &kernel.initrd {
-        let initrd = read_file(path, "initrd")?;
+        let initrd = read_initrd(path).map_err(|e| e.said_by(SPEAKER))?;
         let length = initrd.len() as u64;
         if length >= initrd_max {
             bail!("initrd is too large, cannot support.(max: {initrd_max}, need {length})");

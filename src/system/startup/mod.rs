@@ -47,7 +47,10 @@ pub fn run(words: &[String]) -> ExitCode {
 
 /// Prints an error as QEMU does: the place is in its text.
 fn report_error(error: &Error) {
-    report::error(error.message());
+    match error.speaker() {
+        Some(name) => eprintln!("{name}: {}", error.message()),
+        None => report::error(error.message()),
+    }
     eprint!("{}", error.hint_text());
 }
 
