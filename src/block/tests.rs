@@ -4,6 +4,7 @@ use crate::testing::{on_context, options};
 use crate::*;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::{Context, Waker};
 
 fn temp_image(bytes: &[u8]) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
@@ -219,5 +220,34 @@ fn an_inactive_image_takes_no_writes_until_it_is_activated() {
         graph.activate_all().await.unwrap();
         backend.write(0, &[0; 512], WriteFlags::empty()).await.unwrap();
         assert_eq!(perm::cumulative(&node).0, Perm::CONSISTENT_READ | Perm::WRITE);
+    });
+}
+
+#[test]
+fn a_drain_waits_for_what_is_under_way() {
+    on_context(async {
+        let graph = Graph::new();
+        let node = graph.open(None, options(&[("driver", "null-co"), ("size", "1M")]), OpenFlags::default());
+        let node = node.await.unwrap();
+        let step = || Context::from_waker(Waker::noop());
+        for whole_graph in [false, true] {
+            // The write has begun, and waits in the middle.
+            let in_its_way = node.lock_range(0, 512).await;
+            let mut write = std::pin::pin!(node.write(0, &[1; 512], WriteFlags::empty()));
+            assert!(write.as_mut().poll(&mut step()).is_pending());
+            let mut drain = std::pin::pin!(async {
+                match whole_graph {
+                    true => graph.drain_all().await,
+                    false => node.drain().await,
+                }
+            });
+            for _ in 0..10 {
+                assert!(drain.as_mut().poll(&mut step()).is_pending(), "the write is under way");
+                tokio::task::yield_now().await;
+            }
+            drop(in_its_way);
+            write.await.unwrap();
+            drop(drain.await);
+        }
     });
 }

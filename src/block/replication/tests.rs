@@ -267,6 +267,46 @@ fn each_step_of_a_takeover_is_told_in_its_place() {
 }
 
 #[test]
+fn neither_a_checkpoint_nor_a_takeover_goes_on_before_a_write_that_is_under_way_has_ended() {
+    on_context(async {
+        let pair = pair().await;
+        let told: Rc<RefCell<Vec<&str>>> = Rc::default();
+        let diary = told.clone();
+        TakeoverSteps::of(&pair.s.graph).tell(Rc::new(move |step| {
+            diary.borrow_mut().push(step);
+            Box::pin(async {})
+        }));
+        let disk = pair.s.graph.find_backend("parent0").unwrap().node().unwrap();
+        for failover in [false, true] {
+            pair.s.write(0, 512, 9).await;
+            // The write has begun, and has to wait in the middle.
+            let in_its_way = disk.lock_range(1 << 20, 512).await;
+            let mut write = std::pin::pin!(disk.write(1 << 20, &[1; 512], WriteFlags::empty()));
+            assert!(write.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            let graph = pair.s.graph.clone();
+            let done = tokio::task::spawn_local(async move {
+                match failover {
+                    true => replication_stop_all(&graph, true).await.unwrap(),
+                    false => replication_do_checkpoint_all(&graph).await.unwrap(),
+                }
+            });
+            for _ in 0..200 {
+                tokio::task::yield_now().await;
+                assert!(!done.is_finished() && !told.borrow().contains(&"secondary-failover-drained"));
+            }
+            drop(in_its_way);
+            write.await.unwrap();
+            done.await.unwrap();
+        }
+        assert!(told.borrow().contains(&"secondary-failover-drained"));
+        pair.s.committed().await;
+        assert_eq!(pair.s.byte(0).await, 9);
+        let exports = Exports::of(&pair.s.graph);
+        exports.server_stop(&pair.s.graph).await.unwrap();
+    });
+}
+
+#[test]
 fn the_primary_goes_on_alone_as_documented_and_resyncs_to_the_survivor() {
     on_context(async {
         let pair = pair().await;
