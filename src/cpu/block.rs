@@ -456,7 +456,8 @@ impl Cpu {
         let Some(host) = self.host_of_ram(physical) else { return Ok(()) };
         let (page, first) = (host >> 12, host & 0xfff);
         if !self.machine.has_code(page) {
-            if self.link_count > 1 {
+            // Lock-step makes all writes slow.
+            if self.link_count > 1 && self.checker.journal.is_none() {
                 // Perhaps it had when the translation was made.
                 self.forget_slow_write(address);
             }

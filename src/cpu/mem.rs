@@ -55,6 +55,18 @@ impl TlbEntry {
         };
         tag & !SLOW == address & PAGE && tag != NONE
     }
+
+    /// The page of a tag, if it is one.
+    pub fn page_of(tag: u64) -> Option<u64> {
+        (tag != NONE).then_some(tag & PAGE)
+    }
+
+    /// Leaves the translation, and makes writes go the slow way.
+    pub fn write_slowly(&mut self) {
+        if self.write != NONE {
+            self.write |= SLOW;
+        }
+    }
 }
 
 /// A region that large pages are cached of: the bits of `mask` are those of `base`. A mask of 0 is all memory.
@@ -411,7 +423,14 @@ impl Cpu {
         let address = if self.efer & cr::EFER_LMA == 0 { address & 0xffff_ffff } else { address };
         let journaling = self.checker.journal.is_some();
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
-        if !journaling && let Some((entry, physical)) = self.spaces.take(self.mmu, address, access) {
+        let aside = if journaling {
+            let mut aside = self.spaces.peek(self.mmu, address, access);
+            aside.iter_mut().for_each(|(entry, _)| entry.write_slowly());
+            aside
+        } else {
+            self.spaces.take(self.mmu, address, access)
+        };
+        if let Some((entry, physical)) = aside {
             self.tlb[self.mmu][index] = entry;
             self.tlb_physical[self.mmu][index] = physical;
             self.filled[self.mmu].note(index, false);
@@ -643,7 +662,7 @@ impl Cpu {
         for entry in self.tlb.iter_mut().flatten().chain(self.spaces.entries()) {
             let page = entry.write.wrapping_add(entry.addend) >> 12;
             if entry.write != NONE && entry.write & SLOW == 0 && is_one(page) {
-                entry.write |= SLOW;
+                entry.write_slowly();
                 open.push(page);
             }
         }

@@ -164,7 +164,10 @@ impl Cpu {
             return true;
         }
         let offset = at - range.start;
-        let host = range.host + offset;
+        let (host, block, block_offset) = (range.host + offset, range.block.clone(), range.offset + offset);
+        if let Some(journal) = &mut self.checker.journal {
+            journal.note_mark(host, if wide { 8 } else { 4 });
+        }
         // SAFETY: entries are aligned and lie inside the range, whose block is kept alive.
         let done = unsafe {
             if wide {
@@ -175,8 +178,7 @@ impl Cpu {
                 entry.compare_exchange(old as u32, (old | bits) as u32, Ordering::SeqCst, Ordering::SeqCst).is_ok()
             }
         };
-        let block_offset = range.offset + offset;
-        range.block.mark_dirty(block_offset, 8);
+        block.mark_dirty(block_offset, 8);
         done
     }
 

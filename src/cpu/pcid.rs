@@ -50,6 +50,10 @@ impl Table {
         std::mem::replace(word, *word & !bit) & bit != 0
     }
 
+    fn has(&self, index: usize) -> bool {
+        self.used[index / 64] & 1 << (index % 64) != 0
+    }
+
     fn used(&mut self) -> impl Iterator<Item = &mut TlbEntry> {
         let used = self.used;
         let is_used = move |i: usize| used[i / 64] & 1 << (i % 64) != 0;
@@ -121,6 +125,14 @@ impl Spaces {
         let index = (address >> 12) as usize & (TLB_SIZE - 1);
         let aside = table.entries[index];
         (aside.entry.lets(address, access) && table.clear(index)).then_some((aside.entry, aside.physical))
+    }
+
+    /// The same, and leaves it there.
+    pub fn peek(&self, mmu: usize, address: u64, access: Access) -> Option<(TlbEntry, u64)> {
+        let table = self.0.last()?.tables[mmu].as_ref()?;
+        let index = (address >> 12) as usize & (TLB_SIZE - 1);
+        let aside = table.entries[index];
+        (aside.entry.lets(address, access) && table.has(index)).then_some((aside.entry, aside.physical))
     }
 
     /// The address space of an identifier, which becomes the current one.

@@ -1,6 +1,7 @@
 //! Lock-step: a block is interpreted, its effects are undone, it is run as machine code, and both must have done the same.
 //!
-//! While the block is interpreted no page is writable the fast way, so that every write to RAM passes the journal. Blocks that
+//! While the block is interpreted no page is writable the fast way, so that every write to RAM passes the journal; what is translated
+//! stays so, as machine code goes on with what is cached whatever the guest made of its page tables. Blocks that
 //! reach devices or change the processor's system state cannot be undone; they are interpreted once and not compared.
 
 use iced_x86::Mnemonic as M;
@@ -8,19 +9,29 @@ use iced_x86::Mnemonic as M;
 use crate::{
     Cpu,
     block::{Block, END, FAULT, Slow},
-    fault::{Reason, vector},
+    fault::Reason,
     interrupt::TripleFault,
-    mem::{TLB_SIZE, TlbEntry},
+    mem::{Access, TLB_SIZE, TlbEntry, mmu},
     ops,
+    paging::Walk,
     state::{Hot, Segment, flag, gpr},
 };
 
 use super::Leave;
 
-/// What was written to RAM: host address, size, and the bytes before.
+/// A write to RAM.
+struct Written {
+    host: u64,
+    size: u32,
+    before: u64,
+    /// By an instruction, not by a walk that marks an entry of a page table: machine code may know the translation already.
+    compared: bool,
+}
+
+/// What was written to RAM.
 #[derive(Default)]
 pub(crate) struct Journal {
-    pub writes: Vec<(u64, u32, u64)>,
+    writes: Vec<Written>,
     /// A device was reached.
     pub outside: bool,
 }
@@ -64,7 +75,12 @@ fn poke(host: u64, size: u32, value: u64) {
 impl Journal {
     /// To be called before a write.
     pub fn note(&mut self, host: u64, size: u32) {
-        self.writes.push((host, size, peek(host, size)));
+        self.writes.push(Written { host, size, before: peek(host, size), compared: true });
+    }
+
+    /// To be called before an entry of a page table is marked.
+    pub fn note_mark(&mut self, host: u64, size: u32) {
+        self.writes.push(Written { host, size, before: peek(host, size), compared: false });
     }
 }
 
@@ -96,7 +112,7 @@ impl Cpu {
         let tlb: Box<[TlbEntry; TLB_SIZE]> = Box::new(self.tlb[self.mmu]);
         let context = self.mmu;
         let (physical, filled) = (Box::new(self.tlb_physical[context]), self.filled[context].clone());
-        self.tlb[context].iter_mut().for_each(|e| e.write = TlbEntry::EMPTY.write);
+        self.tlb[context].iter_mut().for_each(TlbEntry::write_slowly);
         self.checker.journal = Some(Journal::default());
         self.running = block;
         let budget = self.shared.budget;
@@ -112,8 +128,9 @@ impl Cpu {
             return result;
         }
         let wanted = (self.hot.clone(), self.extra(), self.reason, self.fault_at);
-        let written: Vec<_> = journal.writes.iter().map(|&(host, size, _)| (host, size, peek(host, size))).collect();
-        journal.writes.iter().rev().for_each(|&(host, size, old)| poke(host, size, old));
+        let by_instructions = journal.writes.iter().filter(|w| w.compared);
+        let written: Vec<_> = by_instructions.map(|w| (w.host, w.size, peek(w.host, w.size))).collect();
+        journal.writes.iter().rev().for_each(|w| poke(w.host, w.size, w.before));
         (self.tlb[context], self.tlb_physical[context]) = (*tlb, *physical);
         self.filled[context] = filled;
         self.hot = hot.clone();
@@ -125,11 +142,7 @@ impl Cpu {
         let left = unsafe { (self.translator.stubs.enter)(code) };
         self.checker.compared += 1;
         let early = left == Leave::END && next == END && self.hot.gpr[gpr::RIP] != wanted.0.gpr[gpr::RIP];
-        // A block that writes to its own page tables may go on with the translation that is cached, as machine code does; the
-        // interpreter, whose writes are noted here, looks anew.
-        let faulted = matches!(wanted.2, Reason::Exception { vector: vector::PF, .. });
-        let cached = next == FAULT && left != Leave::FAULT && faulted && !written.is_empty();
-        if !early && !cached {
+        if !early {
             let mut wrong = vec![];
             if (left == Leave::FAULT) != (next == FAULT) {
                 wrong.push(format!("left {left:#x}, interpreter {next:#x}"));
@@ -154,7 +167,7 @@ impl Cpu {
                     wrong.push(format!("{size} bytes of memory are {:#x}, not {value:#x}", peek(host, size)));
                 }
             }
-            if !wrong.is_empty() {
+            if !wrong.is_empty() && !self.has_stale_translations() {
                 let decoder =
                     iced_x86::Decoder::with_ip(if self.bits == 2 { 64 } else { 32 }, &b.code, hot.gpr[gpr::RIP], 0);
                 let text: Vec<_> = decoder.into_iter().map(|i| format!("{:x} {i}", i.ip())).collect();
@@ -164,6 +177,36 @@ impl Cpu {
         let result = if left == Leave::FAULT { self.fault() } else { Ok(()) };
         self.bury();
         result
+    }
+
+    /// Whether something is cached that the page tables no longer say. Then what a block does depends on what is still cached of
+    /// it, of which machine code remembers more than the interpreter; the guest has to invalidate what it changes.
+    fn has_stale_translations(&mut self) -> bool {
+        let context = self.mmu;
+        let user = context == mmu::USER || context == mmu::USER_AC;
+        let cells = self.cached_by_cells().collect::<Vec<_>>();
+        let entries = (0..TLB_SIZE).map(|i| (self.tlb[context][i], self.tlb_physical[context][i])).collect::<Vec<_>>();
+        let reason = std::mem::replace(&mut self.reason, Reason::None);
+        let mut is_stale = false;
+        for (entry, physical) in entries {
+            for (tag, access) in [(entry.read, Access::Read), (entry.write, Access::Write), (entry.exec, Access::Exec)]
+            {
+                let Some(page) = TlbEntry::page_of(tag) else { continue };
+                // A read, so that no dirty bit is set.
+                let access = if access == Access::Write { Access::Read } else { access };
+                let walk = self.walk(page, access, user, context == mmu::KERNEL_AC);
+                let writable = |w: &Walk| w.writable_now || entry.write == TlbEntry::EMPTY.write;
+                is_stale |= !walk.is_ok_and(|w| w.physical & !0xfff == physical && writable(&w));
+            }
+        }
+        for (page, host) in cells {
+            let walk = self.walk(page, Access::Read, user, context == mmu::KERNEL_AC);
+            let physical = walk.ok().map(|w| w.physical);
+            let range = physical.and_then(|at| self.range_of(at).map(|r| r.host + (at - r.start)));
+            is_stale |= range != Some(host);
+        }
+        self.reason = reason;
+        is_stale
     }
 
     /// What instructions that only compute change beside [`Hot`].

@@ -341,6 +341,15 @@ impl Cpu {
         }
     }
 
+    /// Pages that cells remember, with their host addresses.
+    fn cached_by_cells(&self) -> impl Iterator<Item = (u64, u64)> {
+        let (used, epoch) = (self.translator.cells.min(CELLS), self.shared.epoch);
+        self.cells[..used].iter().filter(move |c| c.tag & 0xfff == epoch).map(|c| {
+            let page = c.tag & !0xfff;
+            (page, page.wrapping_add(c.addend))
+        })
+    }
+
     /// Takes all cells back: no code has any.
     pub(crate) fn reset_cells(&mut self) {
         let used = std::mem::take(&mut self.translator.cells).min(CELLS);

@@ -6,9 +6,9 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
 use super::{
     instructions::random_bytes,
-    support::{CODE, DATA, RAM, Random, STACK, long_mode_with},
+    support::{CODE, DATA, RAM, Random, STACK, long_mode_with, put64},
 };
-use crate::{Cpu, Engine, state::gpr};
+use crate::{Cpu, Engine, Exit, state::gpr};
 
 /// One block, interpreted or as machine code that goes no further. False: the processor shut down.
 fn run_block(cpu: &mut Cpu, translated: bool) -> bool {
@@ -170,5 +170,45 @@ fn soak_of_random_programs() {
     for seed in first..first + 1000 {
         soak(seed, 20_000);
         println!("seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_cached_of_tables_that_the_guest_has_changed_is_the_same_for_both() {
+    for identifiers in [false, true] {
+        let (mut cpu, ram) = long_mode_with(Engine::Check);
+        // lea rsi, [rip+2]; jmp rsi
+        let on = [0x48, 0x8d, 0x35, 2, 0, 0, 0, 0xff, 0xe6];
+        let code = [
+            // mov rdx, [rcx] (the table's entry, not marked yet); mov [rbx], rax
+            &[0x48, 0x8b, 0x11, 0x48, 0x89, 0x03][..],
+            &on,
+            // mov qword [rcx], 0; mov [rbx+8], rax
+            &[0x48, 0xc7, 0x01, 0, 0, 0, 0, 0x48, 0x89, 0x43, 0x08],
+            &on,
+            // mov [rbx+16], rax
+            &[0x48, 0x89, 0x43, 0x10],
+            &on,
+            // hlt
+            &[0xf4],
+        ]
+        .concat();
+        ram.write(CODE, &code).unwrap();
+        let entry = 0x3000 + 8 * (DATA >> 21);
+        // Machine code is made of what has run before.
+        for round in 1..5 {
+            put64(&ram, entry, DATA | 0x87);
+            let mut r = cpu.registers();
+            r.events.halted = false;
+            r.cr4 |= u64::from(identifiers) << 17;
+            (r.rip, r.gpr[gpr::RAX], r.gpr[gpr::RBX], r.gpr[gpr::RCX]) = (CODE, round, DATA, entry);
+            cpu.set_registers(&r);
+            assert_eq!(cpu.run(), Exit::Halted);
+            let r = cpu.registers();
+            assert_eq!((r.rip, r.cr2, r.gpr[gpr::RDX]), (CODE + code.len() as u64, 0, DATA | 0x87));
+            let mut bytes = [0; 24];
+            ram.read(DATA, &mut bytes).unwrap();
+            assert_eq!(bytes.map(u64::from).iter().sum::<u64>(), 3 * round);
+        }
     }
 }
