@@ -6,8 +6,9 @@ mod vmstate;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
+use lockstep_event::{Clock, Clocks, Timer};
 use lockstep_memory::{AccessRules, Region};
 use lockstep_vmstate::{LoadError, Snapshot};
 use parking_lot::Mutex;
@@ -22,9 +23,14 @@ use crate::core::{Board, IrqSink, io_handler};
 /// Where a PC's I/O APIC is.
 pub const IOAPIC_ADDRESS: u64 = 0xfec0_0000;
 
+/// How long a level waits that was sent again and again, in nanoseconds of the guest's time.
+const PAUSE: i64 = 1_000_000;
+
 /// An I/O APIC in this process.
 pub struct IoApic {
     regs: Mutex<IoApicRegs>,
+    clocks: Clocks,
+    release: Timer,
     messages: OnceLock<Arc<dyn MsiSink>>,
     pic: OnceLock<Arc<PicPair>>,
 }
@@ -32,8 +38,21 @@ pub struct IoApic {
 impl IoApic {
     /// An I/O APIC at its usual address. [`connect`](Self::connect) it before interrupts happen.
     pub fn new(board: &Board) -> Arc<Self> {
-        let ioapic =
-            Arc::new(Self { regs: Mutex::new(IoApicRegs::default()), messages: OnceLock::new(), pic: OnceLock::new() });
+        let ioapic = Arc::new_cyclic(|this: &Weak<Self>| {
+            let this = this.clone();
+            let released = move || {
+                if let Some(ioapic) = this.upgrade() {
+                    ioapic.with(IoApicRegs::release);
+                }
+            };
+            Self {
+                regs: Mutex::new(IoApicRegs::default()),
+                clocks: board.clocks.clone(),
+                release: board.clocks.timer(Clock::Virtual, released),
+                messages: OnceLock::new(),
+                pic: OnceLock::new(),
+            }
+        });
         let (reader, writer) = (ioapic.clone(), ioapic.clone());
         let handler = io_handler(
             AccessRules::default(),
@@ -52,7 +71,13 @@ impl IoApic {
 
     /// A CPU has ended the service of a level triggered vector.
     pub fn end_of_interrupt(&self, vector: u8) {
-        self.with(|r| r.end_of_interrupt(vector));
+        self.with(|r| {
+            let held = r.holds();
+            r.end_of_interrupt(vector);
+            if r.holds() && !held {
+                self.release.arm(self.clocks.now_ns(Clock::Virtual) + PAUSE);
+            }
+        });
     }
 
     /// Resets it.
@@ -99,6 +124,11 @@ impl Snapshot for IoApic {
     }
 
     fn restore(&self, wire: IoApicState) {
-        self.regs.lock().load(&wire);
+        let mut regs = self.regs.lock();
+        regs.load(&wire);
+        if regs.holds() {
+            // As soon as the guest runs, whatever the time is then.
+            self.release.arm(0);
+        }
     }
 }

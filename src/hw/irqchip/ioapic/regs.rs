@@ -9,6 +9,8 @@ const MASKED: u64 = 1 << 16;
 const LEVEL: u64 = 1 << 15;
 const REMOTE_IRR: u64 = 1 << 14;
 const DELIVERY_STATUS: u64 = 1 << 12;
+/// How often a level is sent again, without its line's having been low since, until it has to wait: see [`IoApicRegs::held`].
+const STORM: u16 = 1000;
 const READ_ONLY: u64 = REMOTE_IRR | DELIVERY_STATUS;
 const EXTERNAL: u32 = 7;
 pub(crate) const VERSION: u32 = 0x20;
@@ -52,13 +54,18 @@ pub struct IoApicRegs {
     /// Inputs that are high, as far as they have been told since the start, a reset or a load: an edge is seen by them. They do not travel,
     /// so that after a load a line that is still high may interrupt once more, but no edge is missed.
     levels: u32,
+    /// How often in a row each input was still high at an end of interrupt.
+    repeats: [u16; PINS],
+    /// Inputs whose level waits: a chip takes a while to send it again, in which a guest goes on, and one that has masked the cause in
+    /// vain (8139cp does, if two CPUs meet in its polling) ends it then. Sent at once, its handler would be all that it ever runs.
+    held: u32,
     entries: [u64; PINS],
 }
 
 impl Default for IoApicRegs {
     /// As after a reset: all inputs masked.
     fn default() -> Self {
-        Self { id: 0, select: 0, requests: 0, levels: 0, entries: [MASKED; PINS] }
+        Self { id: 0, select: 0, requests: 0, levels: 0, repeats: [0; PINS], held: 0, entries: [MASKED; PINS] }
     }
 }
 
@@ -75,6 +82,8 @@ impl IoApicRegs {
                 self.requests |= bit;
             } else {
                 self.requests &= !bit;
+                self.held &= !bit;
+                self.repeats[pin] = 0;
             }
         } else if level && !was && entry & MASKED == 0 {
             // Edges at a masked input are lost (section 3.2.4).
@@ -85,7 +94,7 @@ impl IoApicRegs {
     /// The messages to send now.
     pub fn service(&mut self) -> Vec<Message> {
         let mut messages = vec![];
-        let mut left = self.requests;
+        let mut left = self.requests & !self.held;
         while left != 0 {
             let pin = left.trailing_zeros() as usize;
             left &= left - 1;
@@ -107,11 +116,29 @@ impl IoApicRegs {
 
     /// Ends the service of a vector at all its inputs.
     pub fn end_of_interrupt(&mut self, vector: u8) {
-        for entry in &mut self.entries {
-            if *entry & (LEVEL | 0xff) == LEVEL | u64::from(vector) {
-                *entry &= !REMOTE_IRR;
+        for (pin, entry) in self.entries.iter_mut().enumerate() {
+            if *entry & (LEVEL | 0xff) != LEVEL | u64::from(vector) {
+                continue;
+            }
+            *entry &= !REMOTE_IRR;
+            if *entry & MASKED == 0 && self.requests & 1 << pin != 0 {
+                self.repeats[pin] += 1;
+                if self.repeats[pin] == STORM {
+                    self.repeats[pin] = 0;
+                    self.held |= 1 << pin;
+                }
             }
         }
+    }
+
+    /// Whether levels wait to be sent.
+    pub(super) fn holds(&self) -> bool {
+        self.held != 0
+    }
+
+    /// Lets those go that wait.
+    pub(super) fn release(&mut self) {
+        self.held = 0;
     }
 
     pub(super) fn read(&self, offset: u64, size: u32) -> u32 {
@@ -171,7 +198,11 @@ impl IoApicRegs {
 
     /// Takes the registers over from the wire form.
     pub(crate) fn load(&mut self, wire: &IoApicState) {
-        *self = Self { id: wire.id, select: wire.ioregsel, requests: wire.irr, levels: 0, entries: wire.ioredtbl };
+        let (requests, entries) = (wire.irr, wire.ioredtbl);
+        *self = Self { id: wire.id, select: wire.ioregsel, requests, entries, ..Self::default() };
+        // What was held there, or it would have been sent.
+        let waits = |pin: &usize| self.entries[*pin] & (LEVEL | MASKED | REMOTE_IRR) == LEVEL;
+        self.held = (0..PINS).filter(waits).fold(0, |held, pin| held | 1 << pin) & requests;
     }
 
     /// What `info pic` shows; the kernel's has another version.

@@ -95,6 +95,54 @@ fn a_level_is_sent_again_after_its_end_of_interrupt() {
     assert_eq!((s.sent(), s.read(0x10 + 22)), (vec![], 0xa059));
 }
 
+/// Has the guest end the service of a level as often, as long as it is sent again.
+fn storm(s: &Setup, most: u32) -> u32 {
+    (0..most)
+        .find(|_| {
+            s.ioapic.end_of_interrupt(0x59);
+            s.sent().is_empty()
+        })
+        .unwrap_or(most)
+}
+
+#[test]
+fn a_level_that_nothing_lowers_leaves_the_guest_time_for_something_else() {
+    let s = setup();
+    s.write(0x10 + 22, 0xa059);
+    s.ioapic.set_irq(11, true);
+    assert_eq!((s.sent().len(), storm(&s, 5000)), (1, 999));
+    // Nobody else's interrupt lets it go.
+    s.write(0x10 + 12, 0x36);
+    s.ioapic.set_irq(6, true);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x36)]);
+    s.board.clocks.advance_virtual_to(999_999);
+    assert_eq!(s.sent(), []);
+    s.board.clocks.advance_virtual_to(1_000_000);
+    assert_eq!((s.sent(), storm(&s, 5000)), (vec![(0xfee0_0000, 0x8059)], 999));
+    // A line that was low meanwhile is as good as new.
+    s.ioapic.set_irq(11, false);
+    s.ioapic.set_irq(11, true);
+    assert_eq!(s.sent(), [(0xfee0_0000, 0x8059)]);
+    for _ in 0..5 {
+        assert_eq!(storm(&s, 900), 900);
+        s.ioapic.set_irq(11, false);
+        s.ioapic.set_irq(11, true);
+    }
+}
+
+#[test]
+fn a_level_that_waits_is_sent_where_the_guest_goes_on() {
+    let s = setup();
+    s.write(0x10 + 22, 0xa059);
+    s.ioapic.set_irq(11, true);
+    assert_eq!((s.sent().len(), storm(&s, 5000)), (1, 999));
+    let other = setup();
+    other.ioapic.restore(s.ioapic.snapshot());
+    assert_eq!(other.sent(), []);
+    other.board.clocks.advance_virtual_to(1);
+    assert_eq!(other.sent(), [(0xfee0_0000, 0x8059)]);
+}
+
 #[test]
 fn the_timer_is_at_input_2() {
     let s = setup();
