@@ -159,16 +159,18 @@ impl NetRegistry {
     }
 
     /// Secondary: takes over. Rewriters keep the connections that they know alive; every other filter is switched off. What
-    /// the peers may not have heard of the guest is said again, and the guest hears what was said since the primary's death.
+    /// the peers may not have heard of the guest is said again, and the guest hears what was mirrored to it and what was said
+    /// since the primary's death.
     pub fn filters_failover(&self) {
         let filters: Vec<_> = self.inner.filters.borrow().values().cloned().collect();
         let mut again = Vec::new();
         for filter in &filters {
             match &filter.node.action {
                 Action::Rewriter(rewriter) => again.push((filter, rewriter.failover())),
-                _ => filter.set_on(false),
+                _ => filter.retire(),
             }
         }
+        // Of one that was switched off before.
         self.release_inputs();
         self.set_colo_secondary(false);
         for (filter, frames) in again {

@@ -180,6 +180,15 @@ impl Filter {
         }
     }
 
+    /// A failover: the filter is off, but for what has come to the input so far, which is brought in.
+    pub(crate) fn retire(&self) {
+        let was_on = self.node.is_on();
+        self.set_on(false);
+        if let Some(input) = self.input.borrow().as_ref().filter(|_| was_on && self.node.injects_to_guest()) {
+            let _ = input.send(InputCommand::BringLast);
+        }
+    }
+
     /// Switches the filter on or off.
     pub(crate) fn set_on(&self, on: bool) {
         self.node.set_on(on, &self.netdev);

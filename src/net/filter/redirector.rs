@@ -18,6 +18,8 @@ use crate::wire::FrameReader;
 
 /// Bytes read at a time.
 const READ_SIZE: usize = 64 << 10;
+/// The most bytes that are brought in at a failover: what may wait in the sockets of both hosts, and a queue between them.
+const MAX_LAST: usize = 16 << 20;
 /// How often a full queue to the card is looked at again.
 const ROOM_PAUSE: Duration = Duration::from_millis(1);
 
@@ -123,6 +125,8 @@ pub(crate) enum InputCommand {
     Discard(tokio::sync::oneshot::Sender<usize>),
     /// Go on reading.
     Release,
+    /// A failover: bring in what has come, though the filter is off by now, and go on reading.
+    BringLast,
     /// Read what has come, bring it in, and end.
     Finish(tokio::sync::oneshot::Sender<()>),
 }
@@ -166,6 +170,10 @@ pub(crate) async fn inject(
                     let _ = done.send(count);
                 }
                 Some(InputCommand::Release) => (input.held, input.eager) = (false, false),
+                Some(InputCommand::BringLast) => {
+                    (input.held, input.eager) = (false, false);
+                    input.bring_last();
+                }
                 Some(InputCommand::Acknowledge) => {
                     input.eager = true;
                     input.stream.acknowledge_now();
@@ -197,8 +205,25 @@ pub(crate) async fn inject(
 }
 
 impl Input {
-    /// Reads once; how much, 0 if nothing was there.
+    /// Reads once; how much, 0 if nothing was there. Without the filter's being on, what was read is lost.
     fn read_some(&mut self) -> usize {
+        let is_on = self.node.upgrade().is_some_and(|node| node.is_on());
+        self.read_if(is_on)
+    }
+
+    /// Brings in what has come so far. A sender that never ends is not listened to for longer.
+    fn bring_last(&mut self) {
+        let mut left = MAX_LAST;
+        while left > 0 {
+            match self.read_if(true) {
+                0 => return,
+                n => left = left.saturating_sub(n),
+            }
+        }
+    }
+
+    /// Reads once, and brings in what it is if `is_on`; how much, 0 if nothing was there.
+    fn read_if(&mut self, is_on: bool) -> usize {
         if self.broken {
             return 0;
         }
@@ -215,7 +240,7 @@ impl Input {
             report::error("serious error: oversized packet received,connection terminated.");
             self.broken = true;
         }
-        if frames.is_empty() || !node.is_on() {
+        if frames.is_empty() || !is_on {
             return n;
         }
         let netdev = &self.netdev;

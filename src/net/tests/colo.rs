@@ -687,3 +687,29 @@ async fn read(stream: &mut lockstep_chardev::CharStream) -> Vec<u8> {
         }
     }
 }
+
+#[test]
+fn frames_of_the_new_epoch_that_wait_for_the_secondarys_filters_reach_its_guest_at_a_failover() {
+    run(|| async {
+        let pair = Pair::new().await;
+        let (p, s) = (&pair.p, &pair.s);
+        s.net.set_running(false);
+        s.net.discard_incoming().await;
+        for n in 1..=3u8 {
+            p.wire.send(&plain(&format!("mirrored {n}"))).unwrap();
+            p.wait_for_frames(n.into()).await;
+        }
+        assert!(p.net.drain_mirrors(Duration::from_secs(5)).await);
+        s.net.filters_failover();
+        s.net.set_running(true);
+        s.wait_for_frames(3).await;
+        assert_eq!(*s.card.got.lock(), [1, 2, 3].map(|n| plain(&format!("mirrored {n}"))));
+        // Nobody mirrors for it any more: what comes from there later is not for its guest.
+        p.wire.send(&plain("late")).unwrap();
+        p.wait_for_frames(4).await;
+        assert!(p.net.drain_mirrors(Duration::from_secs(5)).await);
+        s.wire.send(&plain("from its own tap")).unwrap();
+        s.wait_for_frames(4).await;
+        assert_eq!(s.card.got.lock()[3], plain("from its own tap"));
+    });
+}
