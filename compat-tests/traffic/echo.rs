@@ -118,6 +118,8 @@ impl Echo {
             thread.join().expect("no panic")?;
         }
         self.stream.shutdown(Shutdown::Write)?;
+        // The reader has looked more often, on the same socket.
+        self.stream.set_read_timeout(Some(PATIENCE))?;
         let mut rest = Vec::new();
         self.stream.read_to_end(&mut rest)?;
         if !rest.is_empty() {
