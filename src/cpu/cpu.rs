@@ -356,7 +356,7 @@ impl Cpu {
     /// Runs guest code until something outside is wanted.
     pub fn run(&mut self) -> Exit {
         self.bind_thread();
-        self.link.in_guest.store(1, Ordering::SeqCst);
+        self.enter_guest();
         let exit = self.run_inside();
         if self.counting.on {
             self.settle();
@@ -580,7 +580,7 @@ impl Cpu {
     /// # Errors
     /// [`Exit::TripleFault`].
     pub fn step_one(&mut self) -> Result<(), Exit> {
-        self.link.in_guest.store(1, Ordering::SeqCst);
+        self.enter_guest();
         if self.link.pending() & request::FLUSH != 0 {
             self.reload_map();
         }
@@ -593,6 +593,9 @@ impl Cpu {
     #[cold]
     fn service(&mut self) -> Result<Option<Exit>, TripleFault> {
         self.renew_cells();
+        if self.link.is_asked(request::EXCLUSIVE) {
+            self.enter_guest();
+        }
         if self.link.pending() & request::FLUSH != 0 {
             self.reload_map();
             self.old_ranges.clear();

@@ -43,6 +43,8 @@ pub(crate) struct Stub {
     pub align: u8,
     /// Uses MXCSR.
     pub float: bool,
+    /// What it does to memory is one step.
+    pub locked: bool,
     /// BT and its kin with a register: the operand is a string of bits.
     pub bit_string: bool,
     /// MMX registers written.
@@ -256,7 +258,10 @@ impl Stubs {
         let bit_string =
             register_offset && matches!(insn.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
         let align = alignment(&insn, len);
-        Ok(Stub { run, class, len: len as u8, read, write, align, float, bit_string, mm_written: uses.mm_written })
+        // XCHG with memory is, with or without the prefix (Intel SDM volume 3, 9.1.2.2).
+        let locked = explicit && (insn.has_lock_prefix() || insn.mnemonic() == Mnemonic::Xchg);
+        let (len, mm_written) = (len as u8, uses.mm_written);
+        Ok(Stub { run, class, len, read, write, align, float, locked, bit_string, mm_written })
     }
 }
 

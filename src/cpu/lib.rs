@@ -14,6 +14,7 @@ mod counting;
 mod cpu;
 mod debug;
 mod decode;
+mod exclusive;
 mod execute;
 mod fault;
 mod features;

@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use lockstep_memory::{
@@ -31,6 +30,8 @@ pub struct Machine {
     links: Mutex<Vec<Arc<CpuLink>>>,
     /// Blocks whose writes somebody collects; held while they are collected.
     logged: Mutex<Vec<RamBlock>>,
+    /// Held by a processor that is the only one in guest code.
+    pub(crate) exclusive: Mutex<()>,
     /// The A20 gate is closed: address bit 20 is always 0.
     a20_closed: AtomicBool,
 }
@@ -52,6 +53,7 @@ impl Machine {
             words: RwLock::default(),
             links: Mutex::default(),
             logged: Mutex::default(),
+            exclusive: Mutex::default(),
             a20_closed: AtomicBool::new(false),
         });
         memory.add_listener(Arc::new(MapListener(Arc::downgrade(&this))));
@@ -85,6 +87,11 @@ impl Machine {
 
     pub(crate) fn add_link(&self, link: Arc<CpuLink>) {
         self.links.lock().push(link);
+    }
+
+    /// The ways to the other processors.
+    pub(crate) fn others(&self, own: &Arc<CpuLink>) -> Vec<Arc<CpuLink>> {
+        self.links.lock().iter().filter(|l| !Arc::ptr_eq(l, own)).cloned().collect()
     }
 
     /// Whether a processor has code of this host page.
@@ -169,10 +176,7 @@ impl Machine {
             link.raise(request::FLUSH);
         }
         for link in &links {
-            while link.in_guest.load(Ordering::SeqCst) != 0 && link.pending() & request::FLUSH != 0 {
-                // A block is short: the processor looks at its requests within microseconds.
-                std::thread::sleep(Duration::from_micros(5));
-            }
+            link.wait_while_in_guest(|| link.is_asked(request::FLUSH));
         }
     }
 }

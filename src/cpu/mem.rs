@@ -202,6 +202,11 @@ word!(u16, 2, "mov {0:x}, word ptr [{1}]", "mov word ptr [{0}], {1:x}", reg, "re
 word!(u32, 4, "mov {0:e}, dword ptr [{1}]", "mov dword ptr [{0}], {1:e}", reg, "rep stosd");
 word!(u64, 8, "mov {0:r}, qword ptr [{1}]", "mov qword ptr [{0}], {1:r}", reg, "rep stosq");
 
+/// Whether `len` bytes are not all on one page.
+pub(crate) fn crosses_page(address: u64, len: u64) -> bool {
+    address & !PAGE > 0x1000 - len
+}
+
 impl Cpu {
     #[inline(always)]
     fn tlb_at(&self, address: u64) -> &TlbEntry {
@@ -317,6 +322,12 @@ impl Cpu {
         self.watch(address, len as u32, true)?;
         self.before_code_write(address, physical, len as u32)?;
         Ok(())
+    }
+
+    /// Whether a byte of memory may be written and is no device's.
+    pub(crate) fn is_ram(&mut self, address: u64) -> bool {
+        let Ok(physical) = self.translate(address, Access::Write) else { return false };
+        self.apic_page != physical & PAGE && self.range_of(physical).is_some()
     }
 
     /// Where `len` bytes that may be written lie in this process, and their physical address, when they are RAM in one page whose
@@ -579,7 +590,9 @@ impl Cpu {
             self.account();
         }
         let result = f(self);
-        self.link.in_guest.store(was, Ordering::SeqCst);
+        if was != 0 {
+            self.enter_guest();
+        }
         if self.link.pending() & request::FLUSH != 0 {
             self.reload_map();
         }

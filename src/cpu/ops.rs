@@ -7,7 +7,7 @@ use crate::{
     block::{Block, END, FAULT, Next, Op, Slow, form},
     fault::R,
     host::{Class, Stub},
-    mem::{Access, Word},
+    mem::{Access, Word, crosses_page},
     state::{gpr, seg},
 };
 
@@ -485,6 +485,10 @@ unsafe fn run_stub(cpu: &mut Cpu, op: &Op, slow: &Slow, stub: &Stub) -> R<()> {
             cpu.check_alignment(at, natural(stub.class, len))?;
             // SAFETY: as for this function.
             return cpu.at_any_alignment(|cpu| unsafe { run_stub_at(cpu, op, slow, stub, at, adjust) });
+        }
+        if stub.locked && crosses_page(at, len) && cpu.is_ram(at) && cpu.is_ram(at.wrapping_add(len - 1)) {
+            // SAFETY: as for this function.
+            return cpu.exclusively(|cpu| unsafe { run_stub_at(cpu, op, slow, stub, at, adjust) });
         }
     }
     // SAFETY: as for this function.

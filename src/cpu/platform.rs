@@ -82,6 +82,8 @@ pub mod request {
     pub const LOG: u32 = 1 << 8;
     /// With counted instructions: a timer may come due earlier than it was known.
     pub const CLOCK: u32 = 1 << 9;
+    /// Another processor is to be the only one in guest code for a moment.
+    pub const EXCLUSIVE: u32 = 1 << 10;
     /// What ends a HLT.
     pub const WAKES: u32 = EXIT | INTERRUPT | NMI | INIT | SIPI;
 }

@@ -1,7 +1,9 @@
 //! Processors of one machine that work on the same memory.
 
-use super::support::{CODE, DATA, STACK, long_mode_pair};
-use crate::{Cpu, Engine, Exit, state::gpr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::support::{CODE, DATA, STACK, long_mode_pair, put64};
+use crate::{Cpu, Engine, Exit, request, state::gpr};
 use lockstep_memory::RamBlock;
 
 const ENGINES: [Engine; 2] = [Engine::Interpreter, Engine::Translator];
@@ -41,6 +43,109 @@ fn locked_operations_hold_on_a_page_that_has_code_too() {
         for at in [0x800, 0x804, 0x808] {
             assert_eq!(number(&ram, CODE + at), 2 * TIMES, "{at:#x}, {engine:?}");
         }
+    }
+}
+
+/// Maps 2 MiB anew, by pages of 4 KiB, the first two of which lie on frames that are no neighbours. Gives the linear
+/// address of the second.
+fn scattered_pages(ram: &RamBlock) -> u64 {
+    const TABLE: u64 = 0x6000;
+    put64(ram, 0x3000 + 8 * 4, TABLE | 7);
+    put64(ram, TABLE, (DATA + 0x9000) | 7);
+    put64(ram, TABLE + 8, (DATA + 0x3000) | 7);
+    0x80_1000
+}
+
+/// mov r8d, times; l: the body; dec r8d; jnz l; hlt
+fn repeated(ram: &RamBlock, at: u64, times: u32, body: &[u8]) {
+    let mut code = vec![0x41, 0xb8];
+    code.extend(times.to_le_bytes());
+    code.extend(body);
+    code.extend([0x41, 0xff, 0xc8, 0x75, 0u8.wrapping_sub(body.len() as u8 + 5), 0xf4]);
+    ram.write(at, &code).unwrap();
+}
+
+#[test]
+fn locked_operations_that_cross_a_page_hold_against_those_that_do_not() {
+    const TIMES: u32 = 3_000;
+    for engine in ENGINES {
+        for scattered in [false, true] {
+            let (mut first, mut second, ram) = long_mode_pair(engine);
+            let end = if scattered { scattered_pages(&ram) } else { DATA + 0x1000 };
+            let upper = if scattered { DATA + 0x3000 } else { end };
+            // The upper half is the number behind the page's end.
+            repeated(
+                &ram,
+                CODE,
+                TIMES,
+                &[
+                    0xf0, 0x48, 0x01, 0x03, // lock add [rbx], rax
+                    0x48, 0x89, 0xc2, 0xf0, 0x48, 0x0f, 0xc1, 0x13, // mov rdx, rax; lock xadd [rbx], rdx
+                ],
+            );
+            // lock inc dword [rdi], which is on one page
+            repeated(&ram, CODE + 0x1000, 40 * TIMES, &[0xf0, 0xff, 0x07]);
+            let g = &mut first.hot.gpr;
+            (g[gpr::RBX], g[gpr::RAX]) = (end - 4, 1 << 32);
+            let g = &mut second.hot.gpr;
+            (g[gpr::RDI], g[gpr::RIP]) = (end, CODE + 0x1000);
+            run_both(&mut first, &mut second);
+            assert_eq!(number(&ram, upper), 42 * TIMES, "{engine:?}, scattered {scattered}");
+        }
+    }
+}
+
+#[test]
+fn exchanges_that_cross_a_page_exclude_each_other() {
+    const TIMES: u32 = 2_000;
+    for engine in ENGINES {
+        let (mut first, mut second, ram) = long_mode_pair(engine);
+        // xchg [rdi], r9d; s: mov eax, [rsi]; mov edx, [rsi + 4]; lea ebx, [rax + 1]; lea ecx, [rdx + 2]; lock cmpxchg8b [rsi]; jnz s
+        let body = [
+            0x44, 0x87, 0x0f, 0x8b, 0x06, 0x8b, 0x56, 4, 0x8d, 0x58, 1, 0x8d, 0x4a, 2, 0xf0, 0x0f, 0xc7, 0x0e, 0x75,
+            0xef,
+        ];
+        repeated(&ram, CODE, TIMES, &body);
+        let (token, pair) = (DATA + 0x1000 - 1, DATA + 0x2000 - 6);
+        ram.write(token, &0x0101_0101u32.to_le_bytes()).unwrap();
+        for (cpu, token_held) in [(&mut first, 0x0202_0202), (&mut second, 0x0303_0303)] {
+            let g = &mut cpu.hot.gpr;
+            (g[gpr::RDI], g[gpr::RSI], g[9]) = (token, pair, token_held);
+        }
+        run_both(&mut first, &mut second);
+        let mut tokens = [number(&ram, token).into(), first.hot.gpr[9], second.hot.gpr[9]];
+        tokens.sort_unstable();
+        assert_eq!(tokens, [0x0101_0101, 0x0202_0202, 0x0303_0303], "{engine:?}");
+        assert_eq!([number(&ram, pair), number(&ram, pair + 4)], [2 * TIMES, 4 * TIMES], "{engine:?}");
+    }
+}
+
+#[test]
+fn a_processor_that_stops_others_for_a_locked_operation_gets_past_those_that_halt_or_are_stopped() {
+    const TIMES: u32 = 500;
+    for engine in ENGINES {
+        let (mut first, mut second, ram) = long_mode_pair(engine);
+        repeated(&ram, CODE, TIMES, &[0xf0, 0xff, 0x03]);
+        repeated(&ram, CODE + 0x1000, 4 * TIMES, &[0xf0, 0xff, 0x03]);
+        for cpu in [&mut first, &mut second] {
+            cpu.hot.gpr[gpr::RBX] = DATA + 0x1000 - 3;
+        }
+        second.hot.gpr[gpr::RIP] = CODE + 0x1000;
+        let links = [first.link().clone(), second.link().clone()];
+        let running = AtomicUsize::new(2);
+        std::thread::scope(|scope| {
+            for cpu in [&mut first, &mut second] {
+                scope.spawn(|| {
+                    while cpu.run() != Exit::Halted {}
+                    running.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+            while running.load(Ordering::SeqCst) != 0 {
+                links.iter().for_each(|l| l.raise(request::EXIT | request::FLUSH));
+                std::thread::yield_now();
+            }
+        });
+        assert_eq!(number(&ram, DATA + 0x1000 - 3), 5 * TIMES, "{engine:?}");
     }
 }
 
