@@ -2,18 +2,22 @@
 //!
 //! Breakpoints of instructions have all instructions run one at a time. Pages with breakpoints of data go the slow way, where each
 //! access is looked at, whoever makes it: operands, the stack, string instructions, descriptor tables, the frames of events. The
-//! instruction that hits one is run alone, and traps when it is done.
+//! instruction that hits one is run alone, and traps when it is done. Ports are looked at by the instructions that access them, which are
+//! all interpreted.
 
 use crate::{
     Cpu,
     fault::{Fault, R, Reason},
     interrupt::TripleFault,
+    state::cr,
 };
 
-/// Kinds of breakpoints, R/W in DR7. I/O breakpoints (2) are not there.
+/// Kinds of breakpoints, R/W in DR7.
 mod kind {
     pub const EXECUTE: u64 = 0;
     pub const WRITE: u64 = 1;
+    /// Only with CR4.DE.
+    pub const PORT: u64 = 2;
     pub const ACCESS: u64 = 3;
 }
 
@@ -24,7 +28,9 @@ pub(crate) struct Breakpoints {
     pub code: bool,
     /// There are breakpoints of data.
     pub data: bool,
-    /// Data breakpoints, as in DR6, that were hit by what is not yet completed.
+    /// There are breakpoints of ports, which CR4.DE puts in use.
+    pub ports: bool,
+    /// Breakpoints of data and ports, as in DR6, that were hit by what is not yet completed.
     pub hits: u64,
 }
 
@@ -47,7 +53,8 @@ impl Cpu {
     pub(crate) fn breakpoints_changed(&mut self) {
         let had = self.breakpoints.data;
         let any = |of: [u64; 2]| (0..4).any(|i| self.breakpoint(i).is_some_and(|(kind, _, _)| of.contains(&kind)));
-        (self.breakpoints.code, self.breakpoints.data) = (any([kind::EXECUTE; 2]), any([kind::WRITE, kind::ACCESS]));
+        let (code, data, ports) = (any([kind::EXECUTE; 2]), any([kind::WRITE, kind::ACCESS]), any([kind::PORT; 2]));
+        self.breakpoints = Breakpoints { code, data, ports, ..self.breakpoints };
         if had || self.breakpoints.data {
             // Other pages go the slow way now.
             self.flush_tlb();
@@ -77,11 +84,12 @@ impl Cpu {
 
     /// The data breakpoints that an access hits, as in DR6.
     fn data_breakpoints(&self, first: u64, last: u64, write: bool) -> u64 {
-        let hit = |&i: &usize| {
-            self.breakpoint(i).is_some_and(|(kind, at, end)| {
-                (kind == kind::ACCESS || kind == kind::WRITE && write) && first <= end && at <= last
-            })
-        };
+        self.breakpoints_among(first, last, |kind| kind == kind::ACCESS || kind == kind::WRITE && write)
+    }
+
+    /// The breakpoints of such kinds that lie somewhere from `first` to `last`, as in DR6.
+    fn breakpoints_among(&self, first: u64, last: u64, of: impl Fn(u64) -> bool) -> u64 {
+        let hit = |&i: &usize| self.breakpoint(i).is_some_and(|(kind, at, end)| of(kind) && first <= end && at <= last);
         (0..4).filter(hit).fold(0, |hits, i| hits | 1 << i)
     }
 
@@ -96,6 +104,20 @@ impl Cpu {
             return Ok(());
         }
         let hits = self.data_breakpoints(first, last, write);
+        self.note_hits(hits)
+    }
+
+    /// Notes an access to ports that is about to be made. Fails if the instruction is to be run alone for it.
+    pub(crate) fn note_port_access(&mut self, port: u16, size: u32) -> R<()> {
+        if !self.breakpoints.ports || self.cr4 & cr::CR4_DE == 0 {
+            return Ok(());
+        }
+        let first = u64::from(port);
+        let hits = self.breakpoints_among(first, first + u64::from(size - 1), |kind| kind == kind::PORT);
+        self.note_hits(hits)
+    }
+
+    fn note_hits(&mut self, hits: u64) -> R<()> {
         if hits != 0 && !self.counting.alone {
             self.reason = Reason::Alone;
             return Err(Fault);

@@ -195,12 +195,14 @@ impl Cpu {
             Kind::Ins => {
                 let to = self.segment_address(seg::ES, di, size, true)?;
                 self.probe_write(to, T::SIZE)?;
+                self.note_port_access(self.hot.gpr[gpr::RDX] as u16, size)?;
                 let value = self.port_in(self.hot.gpr[gpr::RDX] as u16, size);
                 self.store(to, T::cut(value))?;
             }
             Kind::Outs => {
                 let from = self.segment_address(source, si, size, false)?;
                 let value: u64 = self.load::<T>(from)?.into();
+                self.note_port_access(self.hot.gpr[gpr::RDX] as u16, size)?;
                 self.port_out(self.hot.gpr[gpr::RDX] as u16, size, value);
             }
         }

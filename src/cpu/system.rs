@@ -81,6 +81,7 @@ impl Cpu {
                 };
                 let r = insn.op_register(0);
                 self.check_port(port, r.size() as u32)?;
+                self.note_port_access(port, r.size() as u32)?;
                 let value = self.port_in(port, r.size() as u32);
                 self.write_register(r, value);
                 return Ok(Some(true));
@@ -93,6 +94,7 @@ impl Cpu {
                 };
                 let r = insn.op_register(1);
                 self.check_port(port, r.size() as u32)?;
+                self.note_port_access(port, r.size() as u32)?;
                 let value = self.register(r);
                 self.port_out(port, r.size() as u32, value);
                 return Ok(Some(true));

@@ -1,15 +1,20 @@
-//! The guest's own data breakpoints (DR0 to DR3, DR7).
+//! The guest's own breakpoints of data and of ports (DR0 to DR3, DR7).
 
 use super::support::{CODE, DATA, IDT, STACK, long_mode_with, make_flat, put64};
-use crate::{Cpu, Engine, Exit, state::gpr};
+use crate::{
+    Cpu, Engine, Exit,
+    state::{cr, gpr},
+};
 use lockstep_memory::RamBlock;
 
 /// Kinds of DR7.
 const WRITE: u64 = 1;
+const PORT: u64 = 2;
 const ACCESS: u64 = 3;
 /// Lengths of DR7.
 const ONE: u64 = 0;
 const EIGHT: u64 = 2;
+const FOUR: u64 = 3;
 /// Where the handler of vector `n` is, and that it has been left there.
 const fn handler(n: u64) -> u64 {
     0xa000 + 16 * n + 1
@@ -35,6 +40,16 @@ impl Machine {
         r.gpr[gpr::RBP] = STACK + 0x100;
         cpu.set_registers(&r);
         Self { cpu, ram }
+    }
+
+    /// The same for a breakpoint of ports, with CR4.DE.
+    fn with_port(way: (Engine, u16), code: &[u8], port: u64, len: u64) -> Self {
+        let mut this = Self::new(way, code, (port, PORT, len));
+        let mut r = this.cpu.registers();
+        r.cr4 |= cr::CR4_DE;
+        (r.gpr[gpr::RDX], r.gpr[gpr::RSI]) = (0x60, DATA);
+        this.cpu.set_registers(&r);
+        this
     }
 
     /// Runs to a halt: where the debug exception returns to, if there was one, or none if another handler or the code's end came first.
@@ -232,5 +247,91 @@ fn a_breakpoint_that_the_guest_sets_or_clears_counts_at_once() {
         let mut m = Machine::new(way, &code[2..], (DATA, WRITE, EIGHT));
         m.cpu.hot.gpr[gpr::RAX] = 0x400;
         assert_eq!(m.trap(), None, "{way:?}");
+    }
+}
+
+/// IN and OUT of all sizes, INS and OUTS, at port 0x60, and how many ports they touch.
+const PORT_ACCESSES: [(&[u8], u64); 12] = [
+    (&[0xe4, 0x60], 1),
+    (&[0x66, 0xe5, 0x60], 2),
+    (&[0xe5, 0x60], 4),
+    (&[0xec], 1),
+    (&[0xed], 4),
+    (&[0xe6, 0x60], 1),
+    (&[0xe7, 0x60], 4),
+    (&[0x66, 0xef], 2),
+    (&[0x6c], 1),
+    (&[0x6d], 4),
+    (&[0x6e], 1),
+    (&[0x66, 0x6f], 2),
+];
+
+#[test]
+fn an_access_to_a_port_with_a_breakpoint_traps_when_it_is_done() {
+    for way in WAYS {
+        for (code, size) in PORT_ACCESSES {
+            let next = CODE + code.len() as u64;
+            let all = [code, &[0xf4]].concat();
+            for (port, len, ports) in [(0x60, ONE, 1), (0x5f, ONE, 1), (0x61, ONE, 1), (0x63, FOUR, 4), (0x64, FOUR, 4)]
+            {
+                let first = port & !(ports - 1);
+                let seen = first < 0x60 + size && 0x60 < first + ports;
+                let mut m = Machine::with_port(way, &all, port, len);
+                assert_eq!(m.trap(), seen.then_some(next), "{code:x?}, {port:#x} of {ports}, {way:?}");
+            }
+            // Not in use without CR4.DE, and no breakpoint of memory: mov eax, [0x60]
+            let mut m = Machine::with_port(way, &all, 0x60, ONE);
+            let mut r = m.cpu.registers();
+            r.cr4 &= !cr::CR4_DE;
+            m.cpu.set_registers(&r);
+            assert_eq!(m.trap(), None, "{code:x?} {way:?}");
+        }
+        let mut m = Machine::with_port(way, &[0x8b, 0x04, 0x25, 0x60, 0, 0, 0, 0xf4], 0x60, ONE);
+        assert_eq!(m.trap(), None, "{way:?}");
+    }
+}
+
+#[test]
+fn a_repeated_access_to_a_port_with_a_breakpoint_traps_at_each_element() {
+    for way in WAYS {
+        for code in [[0xf3, 0x6c, 0xf4], [0xf3, 0x6e, 0xf4]] {
+            for (count, left, next) in [(16, 15, 0), (1, 0, 2)] {
+                let mut m = Machine::with_port(way, &code, 0x60, ONE);
+                m.cpu.hot.gpr[gpr::RCX] = count;
+                assert_eq!((m.trap(), m.cpu.hot.gpr[gpr::RCX]), (Some(CODE + next), left), "{code:x?} {way:?}");
+            }
+            let mut m = Machine::with_port(way, &code, 0x60, ONE);
+            m.cpu.hot.gpr[gpr::RCX] = 0;
+            assert_eq!(m.trap(), None, "no element, {way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_loop_that_accesses_a_port_with_a_breakpoint_traps_each_time() {
+    for way in WAYS {
+        // l: out dx, al; in al, 0x61; dec rcx; jnz l; hlt
+        let code = [0xee, 0xe4, 0x61, 0x48, 0xff, 0xc9, 0x75, 0xf8, 0xf4];
+        let mut m = Machine::with_port(way, &code, 0x60, ONE);
+        // The handler counts: inc r8; iretq
+        m.ram.write(0xa000 + 16, &[0x49, 0xff, 0xc0, 0x48, 0xcf]).unwrap();
+        m.cpu.hot.gpr[gpr::RCX] = 1000;
+        m.cpu.hot.gpr[8] = 0;
+        assert_eq!((m.trap(), m.cpu.hot.gpr[8]), (None, 1000), "{way:?}");
+    }
+}
+
+#[test]
+fn the_other_names_of_debug_registers_are_gone_with_debugging_extensions() {
+    for way in WAYS {
+        // mov rax, dr4; mov dr5, rax
+        for code in [[0x0f, 0x21, 0xe0, 0xf4], [0x0f, 0x23, 0xe8, 0xf4]] {
+            let mut m = Machine::with_port(way, &code, 0x60, ONE);
+            m.cpu.hot.gpr[gpr::RAX] = 0x400;
+            assert_eq!((m.trap(), m.cpu.hot.gpr[gpr::RIP]), (None, handler(6)), "{code:x?} {way:?}");
+            let mut m = Machine::new(way, &code, (0x60, PORT, ONE));
+            m.cpu.hot.gpr[gpr::RAX] = 0x400;
+            assert_eq!((m.trap(), m.cpu.hot.gpr[gpr::RIP]), (None, CODE + 4), "{code:x?} {way:?}");
+        }
     }
 }
