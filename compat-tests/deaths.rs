@@ -4,6 +4,7 @@
 //! moment is not.)
 use crate::colo::{Death, LONG, Pair, Paste, Side};
 use crate::machine::Machine;
+use crate::repeat::Repeated;
 use crate::stage::Stage;
 use crate::traffic::{self, Echo, Http, KeyValues, Pace};
 use lockstep_migration::colo::{Part, STEPS, Step};
@@ -11,9 +12,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The longest time that a pair lives that dies by the clock.
@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
             Side::Secondary => self.pair.leave_secondary(),
         };
         *self.course.deaths.entry(blow.to_string()).or_default() += 1;
-        self.clients.check_alive()?;
+        self.clients.others.check_alive()?;
         lay_to_rest(lost, blow.by);
         self.clients.verify()?;
         self.clients.wait_for_echoes()
@@ -233,7 +233,7 @@ impl<'a> Run<'a> {
     pub fn resume(&mut self) -> io::Result<()> {
         self.pair.resume();
         self.pair.set_checkpoint_style(self.style);
-        self.clients.check_alive()
+        self.clients.others.check_alive()
     }
 
     /// The clients have a last look, the images too.
@@ -309,9 +309,8 @@ fn lay_to_rest(mut lost: Machine, death: Death) {
 struct Clients {
     echoes: Mutex<Vec<Echo>>,
     pairs: Arc<Mutex<KeyValues>>,
-    stop: Arc<AtomicBool>,
     bulk_bytes: Arc<AtomicU64>,
-    threads: Mutex<Vec<JoinHandle<io::Result<()>>>>,
+    others: Repeated,
 }
 
 impl Clients {
@@ -321,42 +320,19 @@ impl Clients {
             Echo::start(seed + number as u64, Pace::PingPong { size, pause: Duration::from_millis(pause) })
         });
         let echoes = echoes.collect::<io::Result<Vec<_>>>()?;
-        let (stop, pairs) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(KeyValues::default())));
-        let bulk_bytes = Arc::new(AtomicU64::new(0));
-        let mut threads = Vec::new();
-        let (told, written) = (Arc::clone(&stop), Arc::clone(&pairs));
-        threads.push(std::thread::spawn(move || {
-            let mut http = Http::open()?;
-            while !told.load(Relaxed) {
-                written.lock().unwrap().put_next(&mut http, 600)?;
-                std::thread::sleep(BREATH);
-            }
-            Ok(())
-        }));
+        let (pairs, bulk_bytes) = (Arc::new(Mutex::new(KeyValues::default())), Arc::new(AtomicU64::new(0)));
+        let (mut others, written) = (Repeated::default(), Arc::clone(&pairs));
+        let mut http = Http::open()?;
+        others.start(BREATH, move |_| written.lock().unwrap().put_next(&mut http, 600));
         for transfer in [traffic::upload, traffic::download] {
-            let (told, total) = (Arc::clone(&stop), Arc::clone(&bulk_bytes));
-            threads.push(std::thread::spawn(move || {
-                for number in 0.. {
-                    if told.load(Relaxed) {
-                        break;
-                    }
-                    transfer(BULK, seed ^ number)?;
-                    total.fetch_add(BULK, Relaxed);
-                    std::thread::sleep(BREATH);
-                }
+            let total = Arc::clone(&bulk_bytes);
+            others.start(BREATH, move |number| {
+                transfer(BULK, seed ^ number)?;
+                total.fetch_add(BULK, Relaxed);
                 Ok(())
-            }));
+            });
         }
-        Ok(Self { echoes: Mutex::new(echoes), pairs, stop, bulk_bytes, threads: Mutex::new(threads) })
-    }
-
-    /// Has none of them met an error?
-    fn check_alive(&self) -> io::Result<()> {
-        let mut threads = self.threads.lock().unwrap();
-        match threads.iter().position(JoinHandle::is_finished) {
-            Some(ended) => threads.swap_remove(ended).join().expect("no panic"),
-            None => Ok(()),
-        }
+        Ok(Self { echoes: Mutex::new(echoes), pairs, bulk_bytes, others })
     }
 
     /// Is every acknowledged write there?
@@ -370,10 +346,7 @@ impl Clients {
     }
 
     fn finish(self, course: &mut Course) -> io::Result<()> {
-        self.stop.store(true, Relaxed);
-        for thread in self.threads.into_inner().unwrap() {
-            thread.join().expect("no panic")?;
-        }
+        self.others.finish()?;
         for echo in self.echoes.into_inner().unwrap() {
             let report = echo.finish()?;
             course.echoes += report.round_trips.len();

@@ -1,7 +1,7 @@
 //! What a workload costs: processor time and wake-ups of each thread, from /proc. Unlike times on the clock these say something
 //! on a busy machine too, and where two hosts share one.
-use crate::memory;
 use lockstep_compat_tests::machine::Machine;
+use lockstep_compat_tests::memory;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;

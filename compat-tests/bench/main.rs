@@ -5,7 +5,6 @@ mod args;
 mod costs;
 mod failover;
 mod load;
-mod memory;
 mod pauses;
 mod plots;
 mod report;

@@ -2,12 +2,12 @@
 use crate::costs::{Cost, Meter};
 use crate::failover::{self, Failover};
 use crate::load;
-use crate::memory;
 use crate::pauses::{self, Pauses};
 use crate::samples::Samples;
 use lockstep_compat_tests::colo::{LONG, Pair, Paste};
 use lockstep_compat_tests::guest_image::GuestImage;
 use lockstep_compat_tests::machine::{self, Machine};
+use lockstep_compat_tests::memory;
 use lockstep_compat_tests::stage::{self, Layout, Stage};
 use lockstep_compat_tests::traffic::{self, Http};
 use serde::{Deserialize, Serialize};

@@ -1,17 +1,23 @@
 //! `soak deaths [--count N] [--seed N]`: random deaths, in courses of some deaths each, until one fails or all are over.
+//! `soak steady [--minutes N] [--seed N]`: nobody dies, and a pair must not hold more and more of its hosts.
 //!
 //! Each course runs in namespaces of its own, in a process of its own; what that says is passed on, but for its last line, the tally.
 use lockstep_compat_tests::deaths::play;
 use lockstep_compat_tests::machine;
 use lockstep_compat_tests::stage::{self, Layout, Stage};
+use lockstep_compat_tests::steady::serve;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader};
 use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const USAGE: &str = "usage: soak deaths [--count N] [--seed N]
-  --count N  how many hosts die (default 1000)
-  --seed N   seed of the first course; a course that failed is played again by its seed (default: of the clock)";
+       soak steady [--minutes N] [--seed N]
+  deaths       hosts of a pair die at random
+  --count N    how many (default 1000)
+  steady       nobody dies, a pair serves; what it holds of its hosts must not grow
+  --minutes N  how long (default 60)
+  --seed N     seed of the first course; a course that failed is played again by its seed (default: of the clock)";
 /// Deaths of one course.
 const COURSE: usize = 50;
 const LIMIT: Duration = Duration::from_secs(1200);
@@ -24,26 +30,40 @@ fn main() -> ExitCode {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     };
-    if stage::is_inside() { course(&options) } else { courses(&options) }
+    match (options.soak, stage::is_inside()) {
+        (Soak::Deaths { count }, false) => courses(count, options.seed),
+        (Soak::Deaths { count }, true) => course(count, options.seed),
+        (Soak::Steady { minutes }, false) => pass_on(minutes, options.seed),
+        (Soak::Steady { minutes }, true) => steady(minutes, options.seed),
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Soak {
+    Deaths { count: usize },
+    Steady { minutes: u64 },
 }
 
 struct Options {
-    count: usize,
+    soak: Soak,
     seed: u64,
 }
 
 impl Options {
     fn parse(words: &[String]) -> Option<Self> {
         let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.as_secs());
-        let mut options = Self { count: 1000, seed };
         let mut words = words.iter().map(String::as_str);
-        if words.next() != Some("deaths") {
-            return None;
-        }
+        let soak = match words.next()? {
+            "deaths" => Soak::Deaths { count: 1000 },
+            "steady" => Soak::Steady { minutes: 60 },
+            _ => return None,
+        };
+        let mut options = Self { soak, seed };
         while let Some(word) = words.next() {
-            match word {
-                "--count" => options.count = words.next()?.parse().ok()?,
-                "--seed" => options.seed = words.next()?.parse().ok()?,
+            match (word, &mut options.soak) {
+                ("--count", Soak::Deaths { count }) => *count = words.next()?.parse().ok()?,
+                ("--minutes", Soak::Steady { minutes }) => *minutes = words.next()?.parse().ok().filter(|n| *n > 0)?,
+                ("--seed", _) => options.seed = words.next()?.parse().ok()?,
                 _ => return None,
             }
         }
@@ -51,8 +71,39 @@ impl Options {
     }
 }
 
-fn courses(options: &Options) -> ExitCode {
-    let (begin, mut left, mut seed, mut failed) = (Instant::now(), options.count, options.seed, Vec::new());
+/// Has the pair serve in namespaces of its own.
+fn pass_on(minutes: u64, seed: u64) -> ExitCode {
+    let arguments = ["steady", "--minutes", &minutes.to_string(), "--seed", &seed.to_string()];
+    match stage::command_inside(&arguments).and_then(|mut command| command.status()) {
+        Ok(status) if status.success() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn steady(minutes: u64, seed: u64) -> ExitCode {
+    let time = Duration::from_secs(60 * minutes);
+    stage::watch_over(time + LIMIT);
+    machine::keep_errors();
+    let served = Stage::set_up(Layout::TwoHosts).and_then(|stage| serve(&stage, time, seed, |look| println!("{look}")));
+    match served {
+        Ok(()) => {
+            println!("{minutes} minutes: no client saw anything wrong, and neither side held more and more");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            machine::print_kept();
+            println!("FAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn courses(all: usize, mut seed: u64) -> ExitCode {
+    let (begin, mut left, mut failed) = (Instant::now(), all, Vec::new());
     let mut tally = BTreeMap::new();
     while left > 0 {
         let count = left.min(COURSE);
@@ -72,8 +123,7 @@ fn courses(options: &Options) -> ExitCode {
     println!("Deaths in courses that went well:");
     tally.iter().for_each(|(place, count)| println!("{count:>6}  {place}"));
     println!(
-        "{} deaths in {:.0} min, {} courses failed {failed:?}",
-        options.count,
+        "{all} deaths in {:.0} min, {} courses failed {failed:?}",
         begin.elapsed().as_secs_f64() / 60.0,
         failed.len()
     );
@@ -94,10 +144,10 @@ fn run_course(count: usize, seed: u64, tally: &mut BTreeMap<String, u64>) -> io:
     Ok(process.wait()?.success())
 }
 
-fn course(options: &Options) -> ExitCode {
+fn course(count: usize, seed: u64) -> ExitCode {
     stage::watch_over(LIMIT);
     machine::keep_errors();
-    println!("course {}", options.seed);
+    println!("course {seed}");
     let begin = Instant::now();
     let stage = match Stage::set_up(Layout::TwoHosts) {
         Ok(stage) => stage,
@@ -107,7 +157,7 @@ fn course(options: &Options) -> ExitCode {
         }
     };
     let tell = |text: &str| println!("  {:>6.1} s  {text}", begin.elapsed().as_secs_f64());
-    match play(&stage, options.seed, options.count, tell) {
+    match play(&stage, seed, count, tell) {
         Ok(course) => {
             let steps =
                 course.deaths.iter().filter(|(place, _)| place.contains(" at ")).map(|(_, count)| count).sum::<u64>();

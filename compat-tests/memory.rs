@@ -1,5 +1,5 @@
 //! A VM's process and its memory, from /proc.
-use lockstep_compat_tests::machine::Machine;
+use crate::machine::Machine;
 use std::fs;
 use std::path::PathBuf;
 
@@ -25,6 +25,28 @@ pub fn emulator(machine: &Machine) -> Option<PathBuf> {
     });
     let sized = emulators.filter_map(|(path, status)| Some((path, kibibytes(&status)?)));
     Some(sized.max_by(|a, b| a.1.total_cmp(&b.1))?.0)
+}
+
+/// What a process holds of the host.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Holdings {
+    /// Resident memory in MiB.
+    pub resident: f64,
+    /// Open file descriptors.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// What the emulator holds that `machine`'s shell started.
+pub fn holdings(machine: &Machine) -> Option<Holdings> {
+    let folder = emulator(machine)?;
+    let status = fs::read_to_string(folder.join("status")).ok()?;
+    Some(Holdings {
+        resident: kibibytes(&status)? / MEBI,
+        files: fs::read_dir(folder.join("fd")).ok()?.count(),
+        threads: field(&status, "Threads")?.trim().parse().ok()?,
+    })
 }
 
 fn kibibytes(status: &str) -> Option<f64> {
