@@ -89,6 +89,15 @@ pub(crate) struct Block {
 }
 
 impl Block {
+    /// Bytes that it takes of the host, with its place in the table and one translation's record.
+    pub fn weight(&self) -> usize {
+        // Of each piece of memory from the host's allocator.
+        const OVERHEAD: usize = 16;
+        let slow = self.slow.len() * (size_of::<Slow>() + size_of::<Box<Slow>>() + OVERHEAD);
+        let own = size_of::<Self>() + size_of::<Translation>() + 6 * OVERHEAD;
+        own + self.ops.len() * size_of::<Op>() + slow + self.code.len()
+    }
+
     /// A block without instructions.
     pub fn empty() -> Self {
         Self {
@@ -141,6 +150,8 @@ pub(crate) struct CodePage {
     neighbours: Vec<u64>,
     /// Which 64-byte pieces are parts of loops.
     loops: u64,
+    /// What its blocks take of the host, in bytes.
+    weight: usize,
 }
 
 impl CodePage {
@@ -152,6 +163,12 @@ impl CodePage {
     /// Whether a loop lies there.
     pub fn is_quick(&self, at: u64) -> bool {
         self.loops & pieces(at, 1) != 0
+    }
+
+    /// What its blocks take, counted anew.
+    #[cfg(test)]
+    pub fn weigh(&self) -> usize {
+        self.blocks.values().map(|block| block.weight()).sum()
     }
 
     /// The blocks of a width of code that begin there.
@@ -332,8 +349,16 @@ impl Cpu {
         if second == 0 && self.bits != 0 && self.engine != Engine::Interpreter {
             block.code = bytes[..usize::from(block.bytes)].into();
         }
+        block.ops.shrink_to_fit();
+        block.slow.shrink_to_fit();
+        let weight = block.weight();
+        if self.code_weight + weight > self.code_limit {
+            self.forget_all_code();
+        }
+        self.code_weight += weight;
         let (first, len) = (host & 0xfff, u64::from(block.bytes));
         let entry = self.code.entry(page).or_default();
+        entry.weight += weight;
         entry.pieces |= pieces(first, len.min(0x1000 - first));
         let pointer = &raw const **entry.blocks.entry(key).or_insert(Box::new(block));
         if second != 0 {
@@ -341,7 +366,6 @@ impl Cpu {
             entry.pieces |= pieces(0, (first + len).saturating_sub(0x1000).max(1));
             entry.neighbours.push(page);
         }
-        self.block_count += 1;
         if self.tracer.is_some() {
             // SAFETY: it was put there just now.
             self.trace_code(address, &bytes[..usize::from(unsafe { (*pointer).bytes })]);
@@ -492,6 +516,7 @@ impl Cpu {
         while let Some(page) = pages.pop() {
             if let Some(code) = self.code.remove(&page) {
                 pages.extend(&code.neighbours);
+                self.code_weight -= code.weight;
                 self.graveyard.push(code);
                 if !self.machine.remove_code(page) {
                     // Nobody else has code there: it is plain memory again.
@@ -511,7 +536,7 @@ impl Cpu {
         self.reset_cells();
         self.new_generation();
         self.code_generation += 1;
-        self.block_count = 0;
+        self.code_weight = 0;
     }
 
     /// What is cached of translations and code is stale from now on.

@@ -16,7 +16,7 @@ use crate::{
     features::Features,
     host::Stubs,
     interrupt::TripleFault,
-    jit::{CELLS, Cell, Checker, Engine, Shared, Translator},
+    jit::{CELLS, Cell, Checker, Engine, MOST_MACHINE_CODE, Shared, Translator},
     machine::{Machine, RamRange},
     mem::{Filled, Large, TLB_SIZE, TlbEntry, mmu},
     msr::Msrs,
@@ -97,7 +97,9 @@ pub struct Cpu {
     pub(crate) code: HashMap<u64, CodePage, Fast>,
     pub(crate) jumps: Box<[Jump]>,
     pub(crate) graveyard: Vec<CodePage>,
-    pub(crate) block_count: usize,
+    /// What all blocks take of the host, in bytes, and what they may.
+    pub(crate) code_weight: usize,
+    pub(crate) code_limit: usize,
     pub(crate) stubs: Stubs,
     pub(crate) engine: Engine,
     pub(crate) translator: Translator,
@@ -196,6 +198,9 @@ impl Cpu {
             0 => 36,
             n => n.clamp(32, 52),
         };
+        // Blocks take about three times as much as the machine code that is made of them.
+        let room = machine.code_room();
+        let arena = (room / 4).min(MOST_MACHINE_CODE);
         let mut cpu = Box::new(Self {
             hot: Hot::new(),
             rest: 0,
@@ -237,10 +242,11 @@ impl Cpu {
             code: HashMap::default(),
             jumps: vec![Jump::EMPTY; JUMP_CACHE].into(),
             graveyard: vec![],
-            block_count: 0,
+            code_weight: 0,
+            code_limit: room - arena,
             stubs: Stubs::new()?,
             engine,
-            translator: Translator::new(engine)?,
+            translator: Translator::new(engine, arena)?,
             checker: Checker::default(),
             shared: Shared::new(&link),
             running: std::ptr::null(),

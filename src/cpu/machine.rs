@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -19,6 +19,9 @@ use crate::{
     platform::{CodeNews, CpuLink, request},
 };
 
+/// What a processor may take for code if nobody says more, in bytes.
+const CODE_ROOM: usize = 512 << 20;
+
 /// The processors' common ground. One a machine.
 pub struct Machine {
     pub(crate) memory: AddressSpace,
@@ -32,6 +35,8 @@ pub struct Machine {
     logged: Mutex<Vec<RamBlock>>,
     /// Held by a processor that is the only one in guest code.
     pub(crate) exclusive: Mutex<()>,
+    /// Bytes of the host that each processor may take for what it makes of code.
+    code_room: AtomicUsize,
     /// The A20 gate is closed: address bit 20 is always 0.
     a20_closed: AtomicBool,
 }
@@ -54,6 +59,7 @@ impl Machine {
             links: Mutex::default(),
             logged: Mutex::default(),
             exclusive: Mutex::default(),
+            code_room: AtomicUsize::new(CODE_ROOM),
             a20_closed: AtomicBool::new(false),
         });
         memory.add_listener(Arc::new(MapListener(Arc::downgrade(&this))));
@@ -87,6 +93,16 @@ impl Machine {
 
     pub(crate) fn add_link(&self, link: Arc<CpuLink>) {
         self.links.lock().push(link);
+    }
+
+    /// Each processor that is made from now on takes at most about so many bytes of the host for what it makes of code; when that is
+    /// full it begins anew. A mebibyte at least.
+    pub fn set_code_room(&self, bytes: usize) {
+        self.code_room.store(bytes.max(1 << 20), Ordering::Relaxed);
+    }
+
+    pub(crate) fn code_room(&self) -> usize {
+        self.code_room.load(Ordering::Relaxed)
     }
 
     /// The ways to the other processors.

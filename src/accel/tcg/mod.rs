@@ -41,21 +41,35 @@ pub const TSC_KHZ: u32 = 1_000_000;
 /// A virtual machine whose CPUs are software.
 pub struct TcgMachine {
     clocks: Clocks,
+    /// Bytes of the host that all vCPUs together may take for what they make of the guest's code.
+    code_memory: u64,
     icount: Option<Arc<Icount>>,
     platforms: Mutex<Vec<Arc<TcgPlatform>>>,
     machine: OnceLock<Arc<Machine>>,
 }
 
 impl TcgMachine {
-    /// A machine without memory and CPUs yet.
-    pub fn new(clocks: Clocks) -> Arc<Self> {
-        Arc::new(Self { clocks, icount: None, platforms: Mutex::default(), machine: OnceLock::new() })
+    /// A machine without memory and CPUs yet. Its CPUs together take about `code_memory` bytes of the host for what they make of
+    /// the guest's code.
+    pub fn new(clocks: Clocks, code_memory: u64) -> Arc<Self> {
+        Arc::new(Self { clocks, code_memory, icount: None, platforms: Mutex::default(), machine: OnceLock::new() })
+    }
+
+    /// What QEMU takes for code if nobody says more, too: an eighth of the host's memory, a gibibyte at most.
+    pub fn usual_code_memory() -> u64 {
+        const MOST: u64 = 1 << 30;
+        // SAFETY: plain queries.
+        let (pages, size) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+        match (u64::try_from(pages), u64::try_from(size)) {
+            (Ok(pages), Ok(size)) => (pages.saturating_mul(size) / 8).min(MOST),
+            _ => MOST,
+        }
     }
 
     /// The same, with time that follows the instructions. The clocks are those that are moved by hand.
-    pub fn counted(clocks: Clocks, options: IcountOptions) -> Arc<Self> {
+    pub fn counted(clocks: Clocks, code_memory: u64, options: IcountOptions) -> Arc<Self> {
         let icount = Some(Icount::new(options, clocks.clone()));
-        Arc::new(Self { clocks, icount, platforms: Mutex::default(), machine: OnceLock::new() })
+        Arc::new(Self { clocks, code_memory, icount, platforms: Mutex::default(), machine: OnceLock::new() })
     }
 
     /// What counts the instructions, if anything.
@@ -136,6 +150,7 @@ impl TcgMachine {
         let platform = TcgPlatform::new(index, link.clone(), self.clocks.clone(), self.icount.clone());
         self.platforms.lock().push(platform.clone());
         let leaves: Vec<_> = cpuid.iter().map(leaf_of).collect();
+        machine.set_code_room((self.code_memory / count.max(1) as u64) as usize);
         let mut cpu = lockstep_cpu::Cpu::new(machine, platform.clone(), link, leaves, count)
             .map_err(|e| Error::with_errno("cannot set up the software CPU", &e))?;
         cpu.set_log(Log::global(), index, crate::dump::for_log);

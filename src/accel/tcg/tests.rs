@@ -15,7 +15,7 @@ fn vcpu(code: &[u8]) -> (Box<dyn Vcpu>, RamList) {
     ram.write(0xf_fff0, code).unwrap();
     let memory = AddressSpace::memory("memory", &root);
     let ports = AddressSpace::ports("io", &Region::whole_space("io"));
-    let tcg = TcgMachine::new(Clocks::manual());
+    let tcg = TcgMachine::new(Clocks::manual(), 64 << 20);
     tcg.attach_memory(&memory, &ports, &list).unwrap();
     let model = CpuModel::parse("qemu64", Engine::Tcg).unwrap();
     let cpuid = tcg.cpuid(&model, 0, &mut |w| panic!("{w}")).unwrap();
@@ -68,7 +68,7 @@ fn notes_of_two(options: IcountOptions, disturb: impl Fn(&crate::VcpuSet)) -> Ve
     ram.write(0xf_ffc0, &code).unwrap();
     let memory = AddressSpace::memory("memory", &root);
     let ports = AddressSpace::ports("io", &Region::whole_space("io"));
-    let tcg = TcgMachine::counted(Clocks::manual(), options);
+    let tcg = TcgMachine::counted(Clocks::manual(), 64 << 20, options);
     tcg.attach_memory(&memory, &ports, &list).unwrap();
     let model = CpuModel::parse("qemu64", Engine::Tcg).unwrap();
     let cpus: Vec<_> = (0..2)

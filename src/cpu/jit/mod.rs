@@ -83,7 +83,8 @@ impl Engine {
 
 /// Runs of a block before it is worth translating.
 const HOT: u16 = 12;
-const CODE_SIZE: usize = 128 << 20;
+/// The most machine code that one processor keeps, in bytes.
+pub(crate) const MOST_MACHINE_CODE: usize = 128 << 20;
 /// Passes of a loop one after the other that make it worth cells; passes in all before it is found to be none; bytes it may be long.
 const PASSES: u8 = 24;
 const TRIES: u8 = 72;
@@ -238,8 +239,9 @@ pub(crate) struct Translator {
 }
 
 impl Translator {
-    pub fn new(engine: Engine) -> io::Result<Self> {
-        let mut arena = Arena::new(if engine == Engine::Interpreter { 1 << 16 } else { CODE_SIZE })?;
+    /// With room for so many bytes of machine code.
+    pub fn new(engine: Engine, room: usize) -> io::Result<Self> {
+        let mut arena = Arena::new(if engine == Engine::Interpreter { 1 << 16 } else { room })?;
         let stubs = Stubs::new(&mut arena)?;
         // SAFETY: a plain query.
         let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & 2 != 0;

@@ -177,3 +177,27 @@ fn when_the_memory_for_code_is_full_all_code_is_made_anew() {
     assert_eq!(cpu.run(), crate::Exit::Halted);
     assert_eq!(cpu.hot.gpr[gpr::RAX], 50 * 60 * 3);
 }
+
+#[test]
+fn a_guest_that_begins_at_every_byte_of_its_memory_takes_no_more_of_the_host_than_it_may() {
+    for engine in [Engine::Interpreter, Engine::Translator] {
+        let (mut cpu, ram) = long_mode_with(engine);
+        (cpu.translator.hot, cpu.code_limit) = (0, 100_000);
+        // l: call rbx; dec rbx; dec ecx; jnz l; hlt
+        ram.write(CODE, &[0xff, 0xd3, 0x48, 0xff, 0xcb, 0xff, 0xc9, 0x75, 0xf7, 0xf4]).unwrap();
+        // 63 times CMC, then RET
+        let piece: [u8; 64] = std::array::from_fn(|n| if n < 63 { 0xf5 } else { 0xc3 });
+        const BYTES: u64 = 0x4000;
+        (0..BYTES).step_by(64).for_each(|at| ram.write(DATA + at, &piece).unwrap());
+        (cpu.hot.gpr[gpr::RBX], cpu.hot.gpr[gpr::RCX]) = (DATA + BYTES - 1, BYTES);
+        assert_eq!(cpu.run(), crate::Exit::Halted, "{engine:?}");
+        assert_eq!(cpu.hot.gpr[gpr::RBX], DATA - 1, "{engine:?}");
+        assert!(cpu.code_weight <= 100_000, "{engine:?}: {}", cpu.code_weight);
+        assert!(cpu.code_weight > 10_000, "{engine:?}: what was run last is kept");
+        let kept: usize = cpu.code.values().map(|page| page.weigh()).sum();
+        assert_eq!(kept, cpu.code_weight, "{engine:?}");
+        let pages: Vec<u64> = cpu.code.keys().copied().collect();
+        pages.iter().for_each(|&page| cpu.forget_page(page));
+        assert_eq!(cpu.code_weight, 0, "{engine:?}");
+    }
+}

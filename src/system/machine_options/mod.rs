@@ -125,6 +125,8 @@ pub struct MachineOptions {
     pub machine: &'static MachineType,
     /// What may run it, most wanted first; `Err` is what to say of a name that does not exist.
     pub accelerators: Vec<std::result::Result<AccelKind, String>>,
+    /// `-accel tcg,tb-size=`: memory of the host for what is made of the guest's code, in MiB; 0 if nobody says.
+    pub tb_size: u32,
     /// How `-accel` was written, for messages.
     pub accel_location: Option<String>,
     /// Memory in bytes.
@@ -198,6 +200,7 @@ impl MachineOptions {
         let mut this = Self {
             machine: machine_type(tree.get("type").and_then(|t| t.as_str()))?,
             accelerators: vec![],
+            tb_size: 0,
             accel_location: None,
             ram_size: DEFAULT_RAM,
             smp: Smp { cpus: 1, max_cpus: 1, sockets: 1, cores: 1, threads: 1 },
@@ -259,8 +262,15 @@ impl MachineOptions {
             let name = options.take("accel").unwrap_or_default();
             let unknown = || o.locate(err!("invalid accelerator {name}")).message().to_owned();
             let kind = AccelKind::parse(&name).ok_or_else(unknown);
-            if let (Ok(_), Some((key, _))) = (&kind, options.items.first()) {
-                return Err(o.locate(err!("Property '{name}-accel.{key}' not found")));
+            for (key, value) in &options.items {
+                let known = match kind {
+                    Ok(AccelKind::Tcg) => self.tcg_property(key, value, line.has("icount")),
+                    Ok(_) => Ok(false),
+                    Err(_) => break,
+                };
+                if !known.map_err(|e| o.locate(e))? {
+                    return Err(o.locate(err!("Property '{name}-accel.{key}' not found")));
+                }
             }
             self.accel_location = Some(o.location.clone());
             listed.push(kind);
@@ -279,6 +289,26 @@ impl MachineOptions {
             self.accelerators.push(Ok(AccelKind::Tcg));
         }
         Ok(())
+    }
+
+    /// Takes a property of `-accel tcg`; says whether there is such a one.
+    fn tcg_property(&mut self, key: &str, value: &str, icount: bool) -> Result<bool> {
+        match key {
+            "tb-size" => {
+                let hex = value.strip_prefix("0x").map(|digits| u64::from_str_radix(digits, 16));
+                let number =
+                    hex.unwrap_or_else(|| value.parse()).map_err(|_| err!("Parameter 'tb-size' expects uint64"))?;
+                self.tb_size = u32::try_from(number).map_err(|_| err!("Parameter 'tb-size' expects uint32_t"))?;
+            }
+            // Each vCPU has a thread of its own; with counted instructions they take turns.
+            "thread" => match value {
+                "multi" if icount => bail!("No MTTCG when icount is enabled"),
+                "multi" => {}
+                _ => bail!("Invalid 'thread' setting {value}"),
+            },
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn memory(&mut self, o: &Occurrence) -> Result<()> {
@@ -417,6 +447,13 @@ mod tests {
     }
 
     #[test]
+    fn memory_for_translated_code_is_in_mebibytes() {
+        assert_eq!(parse("-accel tcg,thread=multi,tb-size=64").unwrap().tb_size, 64);
+        assert_eq!(parse("-accel tcg,tb-size=0x10").unwrap().tb_size, 16);
+        assert_eq!(parse("-accel tcg").unwrap().tb_size, 0);
+    }
+
+    #[test]
     fn topologies_are_filled_in_cores_first() {
         let smp = |words| parse(words).map(|m| (m.smp.sockets, m.smp.cores, m.smp.threads));
         assert_eq!(smp("-smp 4"), Ok((1, 4, 1)));
@@ -431,6 +468,11 @@ mod tests {
             ("-machine nosuch", "unsupported machine type: \"nosuch\""),
             ("-M pc,foo=on", "Property 'pc-i440fx-10.0-machine.foo' not found"),
             ("-accel kvm,foo=on", "-accel kvm,foo=on: Property 'kvm-accel.foo' not found"),
+            ("-accel kvm,tb-size=5", "-accel kvm,tb-size=5: Property 'kvm-accel.tb-size' not found"),
+            ("-accel tcg,tb-size=1k", "-accel tcg,tb-size=1k: Parameter 'tb-size' expects uint64"),
+            ("-accel tcg,tb-size=4294967296", "-accel tcg,tb-size=4294967296: Parameter 'tb-size' expects uint32_t"),
+            ("-accel tcg,thread=x", "-accel tcg,thread=x: Invalid 'thread' setting x"),
+            ("-accel tcg,thread=multi -icount shift=1", "-accel tcg,thread=multi: No MTTCG when icount is enabled"),
             ("-machine accel=kvm -accel kvm", "The -accel and \"-machine accel=\" options are incompatible"),
             ("-smp 0", "Invalid CPU topology: CPU topology parameters must be greater than zero"),
             (

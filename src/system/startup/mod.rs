@@ -121,14 +121,18 @@ fn choose_accelerator(options: &MachineOptions) -> Result<(Accelerator, Clocks)>
                 if !failures.is_empty() {
                     report::error("falling back to tcg");
                 }
+                let code_memory = match options.tb_size {
+                    0 => TcgMachine::usual_code_memory(),
+                    mebibytes => u64::from(mebibytes) << 20,
+                };
                 let (tcg, clocks) = match options.icount {
                     Some(icount) => {
                         let clocks = Clocks::manual();
-                        (TcgMachine::counted(clocks.clone(), icount), clocks)
+                        (TcgMachine::counted(clocks.clone(), code_memory, icount), clocks)
                     }
                     None => {
                         let clocks = Clocks::new();
-                        (TcgMachine::new(clocks.clone()), clocks)
+                        (TcgMachine::new(clocks.clone(), code_memory), clocks)
                     }
                 };
                 return Ok((Accelerator::Tcg(tcg), clocks));
