@@ -14,13 +14,13 @@ const AMD_ALIASES: u32 = 0x0183_f3ff;
 const AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];
 
 impl CpuModel {
-    /// Leaves that have features are there, unless the user has said up to where they go.
+    /// Leaves that have features are there, whatever the model's level.
     pub(super) fn numbers_for(&self, features: &[u32; WORDS]) -> Numbers {
         let mut numbers = self.numbers;
         for info in TABLE.iter().filter(|i| features[i.word as usize] != 0) {
             match info.leaf {
-                0..=0xff if !self.fixed_level => numbers.level = numbers.level.max(info.leaf),
-                0x8000_0000..=0x8000_00ff if !self.fixed_xlevel => numbers.xlevel = numbers.xlevel.max(info.leaf),
+                0..=0xff => numbers.level = numbers.level.max(info.leaf),
+                0x8000_0000..=0x8000_00ff => numbers.xlevel = numbers.xlevel.max(info.leaf),
                 _ => {}
             }
         }
@@ -60,7 +60,10 @@ impl CpuModel {
             }
         };
         let amd = vendor == AMD;
-        let numbers = self.numbers_for(features);
+        let mut numbers = self.numbers_for(features);
+        // Unless the user has said up to where they go.
+        numbers.level = self.own_level.unwrap_or(numbers.level);
+        numbers.xlevel = self.own_xlevel.unwrap_or(numbers.xlevel);
         let signature = if self.everything && numbers.family == 0 { host(1, 0).eax } else { signature(&numbers) };
         add(0, None, numbers.level, vendor[0], vendor[2], vendor[1]);
         let ebx = apic_id << 24 | 8 << 8 | if self.cores > 1 { self.cores << 16 } else { 0 };
@@ -157,4 +160,29 @@ pub(super) fn entry(supported: &[kvm_cpuid_entry2], leaf: u32, index: u32) -> kv
 fn signature(n: &Numbers) -> u32 {
     let (base, extended) = if n.family > 15 { (15, n.family - 15) } else { (n.family, 0) };
     extended << 20 | (n.model >> 4) << 16 | base << 8 | (n.model & 15) << 4 | n.stepping
+}
+
+/// Family, model and stepping of leaf 1's EAX.
+pub(super) fn numbers_of(signature: u32) -> Numbers {
+    let base = signature >> 8 & 15;
+    let (family, extended) = if base == 15 { (base + (signature >> 20 & 0xff), true) } else { (base, base == 6) };
+    let upper = if extended { signature >> 16 & 15 } else { 0 };
+    Numbers { family, model: upper << 4 | signature >> 4 & 15, stepping: signature & 15, ..Numbers::default() }
+}
+
+/// The vendor's name in leaf 0.
+pub(super) fn vendor_of(supported: &[kvm_cpuid_entry2]) -> [u8; 12] {
+    let leaf = entry(supported, 0, 0);
+    let mut name = [0; 12];
+    for (part, word) in name.chunks_exact_mut(4).zip([leaf.ebx, leaf.edx, leaf.ecx]) {
+        part.copy_from_slice(&word.to_le_bytes());
+    }
+    name
+}
+
+/// The processor's name in leaves 0x8000_0002 to 0x8000_0004.
+pub(super) fn model_id_of(supported: &[kvm_cpuid_entry2]) -> String {
+    let leaves = (0x8000_0002..=0x8000_0004).map(|leaf| entry(supported, leaf, 0));
+    let bytes: Vec<u8> = leaves.flat_map(|l| [l.eax, l.ebx, l.ecx, l.edx]).flat_map(u32::to_le_bytes).collect();
+    String::from_utf8_lossy(bytes.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
 }

@@ -3,10 +3,12 @@
 //! Names and bits are those of the Intel SDM (volume 2, CPUID), the AMD APM (volume 3, appendix E) and
 //! `Documentation/virt/kvm/x86/cpuid.rst`, as QEMU spells them.
 
+/// A CPUID leaf, as engines tell of theirs.
+pub use kvm_bindings::kvm_cpuid_entry2 as CpuidEntry;
 use kvm_bindings::kvm_cpuid_entry2;
 use lockstep_util::{Result, bail, err};
 
-use leaves::entry;
+use leaves::{entry, model_id_of, numbers_of, vendor_of};
 use models::{MODELS, find};
 pub use words::Word;
 use words::{OTHER_NAMES, TABLE, WORDS, WordInfo, available};
@@ -26,9 +28,9 @@ pub struct Numbers {
     pub model: u32,
     /// Stepping.
     pub stepping: u32,
-    /// The highest basic leaf.
+    /// The highest basic leaf; features of higher ones raise it.
     pub level: u32,
-    /// The highest extended leaf.
+    /// The highest extended leaf, likewise.
     pub xlevel: u32,
 }
 
@@ -65,9 +67,9 @@ pub struct CpuModel {
     features: [u32; WORDS],
     /// Takes all that the host has.
     everything: bool,
-    /// The user has set `level` and `xlevel`.
-    fixed_level: bool,
-    fixed_xlevel: bool,
+    /// The user's `level` and `xlevel`, which no feature raises.
+    own_level: Option<u32>,
+    own_xlevel: Option<u32>,
     physical_bits: Option<u32>,
     /// KVM is told of.
     shows_kvm: bool,
@@ -121,8 +123,8 @@ impl CpuModel {
             model_id: String::new(),
             features: [u32::MAX; WORDS],
             everything: true,
-            fixed_level: false,
-            fixed_xlevel: false,
+            own_level: None,
+            own_xlevel: None,
             physical_bits: None,
             shows_kvm: true,
             check: true,
@@ -132,9 +134,14 @@ impl CpuModel {
         if matches!(name, "host" | "max") {
             return Some(model);
         }
-        let (info, version) = find(name)?;
         model.everything = false;
         model.features = [0; WORDS];
+        if name == "base" {
+            model.numbers = Numbers::default();
+            model.own_vendor = Some([0; 12]);
+            return Some(model);
+        }
+        let (info, version) = find(name)?;
         model.numbers = info.numbers;
         model.vendor = Some(*info.vendor);
         model.model_id = version.model_id.to_owned();
@@ -170,17 +177,58 @@ impl CpuModel {
         Some(model)
     }
 
-    /// A property that is a number, with its limit.
+    /// The model of this name with all that the engine has where it asks for everything, its vendor's name too: what
+    /// `query-cpu-model-expansion` shows. None: there is no such model.
+    pub fn expansion(
+        name: &str,
+        changes: &[(&str, String)],
+        supported: &[kvm_cpuid_entry2],
+        engine: Engine,
+    ) -> Option<Result<Self>> {
+        let mut model = Self::named(name, engine)?;
+        for (name, value) in changes {
+            if let Err(e) = model.set(name, value) {
+                return Some(Err(e));
+            }
+        }
+        if model.everything {
+            model.features = model.granted(supported, engine);
+            if model.numbers.family == 0 {
+                let Numbers { family, model: number, stepping, .. } = numbers_of(entry(supported, 1, 0).eax);
+                model.numbers = Numbers { family, model: number, stepping, ..model.numbers };
+            }
+            if model.model_id.is_empty() {
+                model.model_id = model_id_of(supported);
+            }
+        }
+        if !model.shows_kvm {
+            model.features[Word::KvmEax as usize] = 0;
+        }
+        if engine == Engine::Kvm || model.everything {
+            model.own_vendor = model.own_vendor.or_else(|| Some(vendor_of(supported)));
+        }
+        Some(Ok(model))
+    }
+
+    /// A property of a model that is a number, with its limit.
     fn number(&mut self, name: &str) -> Option<(&mut u32, u32)> {
         let n = &mut self.numbers;
         Some(match name {
             "family" => (&mut n.family, 255 + 15),
             "model" => (&mut n.model, 255),
             "stepping" => (&mut n.stepping, 15),
-            "level" => (&mut n.level, u32::MAX),
-            "xlevel" => (&mut n.xlevel, u32::MAX),
+            "min-level" => (&mut n.level, u32::MAX),
+            "min-xlevel" => (&mut n.xlevel, u32::MAX),
             _ => return None,
         })
+    }
+
+    /// The limit of a property that is a number.
+    fn limit(&mut self, name: &str) -> Option<u32> {
+        match name {
+            "level" | "xlevel" | "phys-bits" => Some(u32::MAX),
+            _ => self.number(name).map(|(_, most)| most),
+        }
     }
 
     /// Switches all bits of this name; false: there are none.
@@ -211,6 +259,7 @@ impl CpuModel {
         // One name may stand for several bits.
         all.sort_by_key(|(name, _)| *name);
         all.dedup_by_key(|(name, _)| *name);
+        let raised = self.numbers_for(&self.features);
         let n = &self.numbers;
         let vendor = self.own_vendor.or(self.vendor).unwrap_or_default();
         let vendor = String::from_utf8_lossy(&vendor).trim_end_matches('\0').to_owned();
@@ -218,8 +267,10 @@ impl CpuModel {
             ("family", Property::Number(n.family)),
             ("model", Property::Number(n.model)),
             ("stepping", Property::Number(n.stepping)),
-            ("level", Property::Number(n.level)),
-            ("xlevel", Property::Number(n.xlevel)),
+            ("level", Property::Number(self.own_level.unwrap_or(raised.level))),
+            ("xlevel", Property::Number(self.own_xlevel.unwrap_or(raised.xlevel))),
+            ("min-level", Property::Number(raised.level)),
+            ("min-xlevel", Property::Number(raised.xlevel)),
             ("phys-bits", Property::Number(self.physical_bits.unwrap_or(0))),
             ("vendor", Property::Text(vendor)),
             ("model-id", Property::Text(self.model_id.clone())),
@@ -235,15 +286,25 @@ impl CpuModel {
     /// # Errors
     /// With QEMU's texts: there is none of this name, or the value is not one for it.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        if let Some((number, most)) = self.number(name) {
+        if let Some(most) = self.limit(name) {
             let digits = value.strip_prefix("0x").map_or_else(|| value.parse(), |hex| u64::from_str_radix(hex, 16));
             let wanted: u64 = digits.map_err(|_| err!("Parameter '{name}' expects uint64"))?;
-            if wanted > most.into() {
-                bail!("parameter '{name}' can be at most {most}");
+            let wanted = match u32::try_from(wanted) {
+                Ok(wanted) if wanted <= most => wanted,
+                _ if most == u32::MAX => bail!("Parameter '{name}' expects uint32_t"),
+                _ => bail!("parameter '{name}' can be at most {most}"),
+            };
+            match name {
+                // The greatest of all stands for none.
+                "level" => self.own_level = Some(wanted).filter(|n| *n != u32::MAX),
+                "xlevel" => self.own_xlevel = Some(wanted).filter(|n| *n != u32::MAX),
+                "phys-bits" => self.physical_bits = Some(wanted).filter(|n| *n != 0),
+                _ => {
+                    if let Some((number, _)) = self.number(name) {
+                        *number = wanted;
+                    }
+                }
             }
-            *number = wanted as u32;
-            self.fixed_level |= name == "level";
-            self.fixed_xlevel |= name == "xlevel";
             return Ok(());
         }
         match name {
@@ -255,11 +316,6 @@ impl CpuModel {
             }
             "model-id" => {
                 self.model_id = value.to_owned();
-                return Ok(());
-            }
-            "phys-bits" => {
-                let bits: u64 = value.parse().map_err(|_| err!("Parameter '{name}' expects uint64"))?;
-                self.physical_bits = (bits != 0).then(|| u32::try_from(bits).unwrap_or(u32::MAX));
                 return Ok(());
             }
             _ => {}
@@ -310,6 +366,7 @@ impl CpuModel {
             }
         }
         all.sort();
+        all.push(("base".into(), "base CPU model type with no features enabled".into()));
         all.push(("host".into(), "processor with all supported host features ".into()));
         all.push(("max".into(), "Enables all features supported by the accelerator in the current host".into()));
         all
@@ -318,9 +375,9 @@ impl CpuModel {
     /// The names of all models, versions too, as QEMU lists them.
     pub fn type_names() -> Vec<String> {
         let mut names: Vec<_> = Self::list().into_iter().map(|(name, _)| name).collect();
-        names.truncate(names.len() - 2);
+        names.truncate(names.len() - 3);
         names.sort_by(|a, b| b.cmp(a));
-        ["max", "host"].map(str::to_owned).into_iter().chain(names).collect()
+        ["max", "host", "base"].map(str::to_owned).into_iter().chain(names).collect()
     }
 
     /// The version that a name without one stands for.
@@ -357,6 +414,19 @@ impl CpuModel {
         self.missing(supported, engine).into_iter().map(|(info, bit)| info.names[bit as usize]).collect()
     }
 
+    /// The features that are asked for and to be had.
+    fn granted(&self, supported: &[kvm_cpuid_entry2], engine: Engine) -> [u32; WORDS] {
+        let mut features = self.features;
+        for (value, info) in features.iter_mut().zip(&TABLE) {
+            *value &= available(info, supported, engine);
+        }
+        if self.everything {
+            features[Word::Leaf1Ecx as usize] &= !(1 << 3);
+            features[Word::ThermalEax as usize] &= 1 << 2;
+        }
+        features
+    }
+
     /// The CPUID leaves for one vCPU, of what the engine supports. Features that it lacks are left out with a warning.
     ///
     /// # Errors
@@ -382,14 +452,7 @@ impl CpuModel {
         if self.enforce && !missing.is_empty() {
             bail!("{refuses} support requested features");
         }
-        let mut features = self.features;
-        for (value, info) in features.iter_mut().zip(&TABLE) {
-            *value &= available(info, supported, engine);
-        }
-        if self.everything {
-            features[Word::Leaf1Ecx as usize] &= !(1 << 3);
-            features[Word::ThermalEax as usize] &= 1 << 2;
-        }
+        let mut features = self.granted(supported, engine);
         if self.cores > 1 {
             features[Word::Leaf1Edx as usize] |= 1 << 28;
         }

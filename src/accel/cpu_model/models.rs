@@ -150,7 +150,7 @@ pub(super) static MODELS: &[ModelInfo] = &[
         versions: &[
             VersionInfo { alias: "", model_id: "AMD EPYC-Milan Processor", note: "", changes: "" },
             VersionInfo { alias: "", model_id: "AMD EPYC-Milan-v2 Processor", note: "", changes: "+amd-psfd +lfence-always-serializing +no-nested-data-bp +null-sel-clr-base +stibp-always-on \
-                    +vaes +vpclmulqdq xlevel=2147483681" },
+                    +vaes +vpclmulqdq min-xlevel=2147483681" },
         ],
     },
     ModelInfo {

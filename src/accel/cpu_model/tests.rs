@@ -97,7 +97,7 @@ fn names_are_those_of_qemu() {
     assert_eq!((of("model"), of("nosuch")), (Some(Property::Number(5)), None));
     assert_eq!(of("vendor"), Some(Property::Text("GenuineIntel".into())));
     let names = CpuModel::type_names();
-    assert_eq!(names[..4], ["max", "host", "qemu64-v1", "qemu64"]);
+    assert_eq!(names[..4], ["max", "host", "base", "qemu64-v1"]);
     for name in &names[2..] {
         assert!(CpuModel::parse(name, Engine::Tcg).is_ok(), "{name}");
     }
@@ -120,4 +120,82 @@ fn wrong_uses_get_qemus_errors() {
     assert_eq!(error("qemu64,phys-bits=99"), "phys-bits should be between 32 and 52  (but is 99)");
     let vendor = "value of property 'vendor' must consist of exactly 12 characters";
     assert_eq!(error("qemu64,vendor=abc"), format!("{global}vendor=abc: {vendor}"));
+}
+
+fn expansion(name: &str, changes: &[(&str, &str)], engine: Engine) -> CpuModel {
+    let changes: Vec<_> = changes.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    let mut supported = all_supported();
+    // An AMD EPYC without AVX2.
+    supported.retain(|l| ![0, 1, 7].contains(&l.function));
+    for (function, index, eax, ebx, ecx, edx) in [
+        (0, 0, 13, 0x6874_7541, 0x444d_4163, 0x6974_6e65),
+        (1, 0, 0x00a1_0f11, 0, 1, 1),
+        (7, 0, 0, 1 << 7, 0, 0),
+        (0x8000_0002, 0, 0x2044_4d41, 0x4359_5045, 0, 0),
+    ] {
+        supported.push(kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..kvm_cpuid_entry2::default() });
+    }
+    CpuModel::expansion(name, &changes, &supported, engine).unwrap().unwrap()
+}
+
+#[test]
+fn the_expansion_of_host_and_max_has_what_the_engine_has_and_no_more() {
+    for engine in [Engine::Kvm, Engine::Tcg] {
+        for name in ["host", "max"] {
+            let model = expansion(name, &[("pni", "off")], engine);
+            for (property, wanted) in [
+                ("family", Property::Number(25)),
+                ("model", Property::Number(17)),
+                ("stepping", Property::Number(1)),
+                ("vendor", Property::Text("AuthenticAMD".into())),
+                ("model-id", Property::Text("AMD EPYC".into())),
+                ("smep", Property::Switch(true)),
+                ("avx2", Property::Switch(false)),
+                ("pni", Property::Switch(false)),
+            ] {
+                assert_eq!(model.property(property), Some(wanted), "{property} of {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_named_model_has_the_hosts_vendor_under_kvm_unless_the_user_gives_one() {
+    let vendor = |changes: &[(&str, &str)], engine| expansion("Haswell", changes, engine).property("vendor");
+    let text = |t: &str| Some(Property::Text(t.to_owned()));
+    assert_eq!(vendor(&[], Engine::Kvm), text("AuthenticAMD"));
+    assert_eq!(vendor(&[], Engine::Tcg), text("GenuineIntel"));
+    assert_eq!(vendor(&[("vendor", "SomebodyElse")], Engine::Kvm), text("SomebodyElse"));
+}
+
+#[test]
+fn a_model_spelt_out_on_base_is_that_model() {
+    let of = |option: &str| CpuModel::parse(option, Engine::Tcg).unwrap();
+    assert!(of("base").features.iter().all(|word| *word == 0));
+    for name in ["qemu64", "EPYC", "SandyBridge"] {
+        let model = of(name);
+        let mut spelt = String::from("base");
+        for (property, value) in model.properties() {
+            match value {
+                Property::Switch(on) if !["check", "enforce", "kvm"].contains(&property) => {
+                    spelt += &format!(",{property}={}", if on { "on" } else { "off" });
+                }
+                Property::Number(n) if !["level", "xlevel", "phys-bits"].contains(&property) => {
+                    spelt += &format!(",{property}={n}");
+                }
+                Property::Text(text) => spelt += &format!(",{property}={text}"),
+                _ => {}
+            }
+        }
+        let leaves = |m: &CpuModel| m.cpuid(&all_supported(), Engine::Tcg, 0, &mut |_| {}).unwrap();
+        assert_eq!(leaves(&of(&spelt)), leaves(&model), "{name}");
+    }
+}
+
+#[test]
+fn a_level_that_is_given_is_final_and_a_least_one_is_raised_by_features() {
+    let leaf = leaves("base,min-level=2,+smep,min-xlevel=0x80000001,+invtsc", Engine::Tcg);
+    assert_eq!((leaf(0).eax, leaf(0x8000_0000).eax), (7, 0x8000_0007));
+    let leaf = leaves("base,level=2,+smep,xlevel=0x80000001,+invtsc", Engine::Tcg);
+    assert_eq!((leaf(0).eax, leaf(0x8000_0000).eax), (2, 0x8000_0001));
 }

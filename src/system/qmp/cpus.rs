@@ -1,7 +1,7 @@
 //! Processors and memory.
 
 use lockstep_accel::{
-    cpu_model::{CpuModel, Engine, Property},
+    cpu_model::{CpuModel, CpuidEntry, Engine, Property},
     tcg::TcgMachine,
 };
 use lockstep_qapi::{Map, Registry, cmd, schema::*};
@@ -17,7 +17,6 @@ use crate::{
 pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.register::<cmd::QueryCpuDefinitions>(async |vm: Ctx, _| Ok(definitions(&vm)));
     registry.register::<cmd::QueryCpuModelExpansion>(async |vm: Ctx, a: cmd::QueryCpuModelExpansion| expand(&vm, a));
-    registry.offer_only(&[CpuModelExpansionType::Full]);
     registry.register::<cmd::QueryHotpluggableCpus>(async |vm: Ctx, _| {
         if vm.options.machine.kind == MachineKind::None {
             bail!("machine does not support hot-plugging CPUs");
@@ -40,36 +39,40 @@ pub(super) fn register(registry: &mut Registry<Ctx>) {
     registry.offer_only::<TpmType>(&[]);
 }
 
-/// A model with all its properties.
+/// A model with all its properties; asked for as `static`, as what has to be switched on in the model without features.
 fn expand(vm: &Vm, wanted: cmd::QueryCpuModelExpansion) -> Result<CpuModelExpansionInfo> {
-    let engine = if matches!(vm.accelerator, Accelerator::Kvm(_)) { Engine::Kvm } else { Engine::Tcg };
+    let (engine, supported) = engine(vm);
     let name = wanted.model.name;
-    let mut model = CpuModel::parse(&name, engine).map_err(|_| err!("CPU model '{name}' not found"))?;
-    let mut given = Map::new();
-    match wanted.model.props {
-        None => {}
-        Some(Value::Object(members)) => given = members,
+    let unknown = || err!("CPU model '{name}' not found");
+    let plain = CpuModel::expansion(&name, &[], &supported, engine).ok_or_else(unknown)??;
+    let given = match wanted.model.props {
+        None => Map::new(),
+        Some(Value::Object(members)) => members,
         Some(_) => bail!("Invalid parameter type for 'model.props', expected: object"),
-    }
+    };
+    let mut changes = vec![];
     for (property, value) in &given {
-        let expected =
-            model.property(property).ok_or_else(|| err!("Property '{name}-x86_64-cpu.{property}' not found"))?;
-        let (same, kind) = match expected {
-            Property::Switch(_) => (value.is_boolean(), "boolean"),
-            Property::Number(_) => (value.is_u64(), "integer"),
-            Property::Text(_) => (value.is_string(), "string"),
+        let known =
+            plain.property(property).ok_or_else(|| err!("Property '{name}-x86_64-cpu.{property}' not found"))?;
+        let text = match (known, value) {
+            (Property::Switch(_), Value::Bool(on)) => if *on { "on" } else { "off" }.to_owned(),
+            (Property::Text(_), Value::String(text)) => text.clone(),
+            // A number below zero is a large one.
+            (Property::Number(_), number) if number.is_i64() || number.is_u64() => {
+                number.as_u64().unwrap_or(u64::MAX).to_string()
+            }
+            (Property::Number(_), _) => bail!("Parameter 'model.props.{property}' expects uint64"),
+            (Property::Switch(_), _) => {
+                bail!("Invalid parameter type for 'model.props.{property}', expected: boolean")
+            }
+            (Property::Text(_), _) => bail!("Invalid parameter type for 'model.props.{property}', expected: string"),
         };
-        if !same {
-            bail!("Invalid parameter type for 'model.props.{property}', expected: {kind}");
-        }
-        let text = match value {
-            Value::Bool(on) => if *on { "on" } else { "off" }.to_owned(),
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        model.set(property, &text)?;
+        changes.push((property.as_str(), text));
     }
-    let props = model.properties().into_iter().map(|(name, property)| {
+    let model = CpuModel::expansion(&name, &changes, &supported, engine).ok_or_else(unknown)??;
+    let fixed = wanted.type_ == CpuModelExpansionType::Static;
+    let shown = model.properties().into_iter().filter(|(name, _)| !fixed || !OF_THE_MACHINE.contains(name));
+    let props = shown.map(|(name, property)| {
         let value = match property {
             Property::Switch(on) => Value::Bool(on),
             Property::Number(n) => Value::from(n),
@@ -77,22 +80,31 @@ fn expand(vm: &Vm, wanted: cmd::QueryCpuModelExpansion) -> Result<CpuModelExpans
         };
         (name.to_owned(), value)
     });
-    Ok(CpuModelExpansionInfo { model: CpuModelInfo { name, props: Some(Value::Object(props.collect())) } })
+    let props = Some(Value::Object(props.collect()));
+    Ok(CpuModelExpansionInfo { model: CpuModelInfo { name: if fixed { "base".to_owned() } else { name }, props } })
+}
+
+/// Properties that say nothing about the processor, or follow from those that do.
+const OF_THE_MACHINE: [&str; 6] = ["level", "xlevel", "phys-bits", "check", "enforce", "kvm"];
+
+/// What runs the guest, and the leaves that it has.
+fn engine(vm: &Vm) -> (Engine, Vec<CpuidEntry>) {
+    match &vm.accelerator {
+        Accelerator::Kvm(kvm) => (Engine::Kvm, kvm.supported_cpuid().unwrap_or_default()),
+        _ => (Engine::Tcg, TcgMachine::supported_cpuid()),
+    }
 }
 
 /// The models, as for this accelerator.
 fn definitions(vm: &Vm) -> Vec<CpuDefinitionInfo> {
     let kvm = matches!(vm.accelerator, Accelerator::Kvm(_));
-    let (engine, supported) = match &vm.accelerator {
-        Accelerator::Kvm(kvm) => (Engine::Kvm, kvm.supported_cpuid().unwrap_or_default()),
-        _ => (Engine::Tcg, TcgMachine::supported_cpuid()),
-    };
+    let (engine, supported) = engine(vm);
     let info = |name: String| {
         let of_host = matches!(name.as_str(), "host" | "max");
         let unavailable = CpuModel::parse(&name, engine).map(|m| m.unavailable(&supported, engine)).unwrap_or_default();
         CpuDefinitionInfo {
             migration_safe: Some(!of_host),
-            static_: false,
+            static_: name == "base",
             unavailable_features: Some(match name.as_str() {
                 "host" if !kvm => vec!["kvm".to_owned()],
                 _ => unavailable.into_iter().map(str::to_owned).collect(),
