@@ -199,7 +199,11 @@ impl Receiver {
         if self.return_path && !self.colo {
             return_path_message(&self.channel, SHUT, 0)?;
         }
-        let description = self.parser.take_description();
+        let description = match self.parser.take_description() {
+            // A primary's connections stand there: without them a failover would reset them.
+            Err(e) if self.colo => return Err(e),
+            description => description.ok().flatten(),
+        };
         Ok(Arrived { devices: self.staged.take(), colo: self.colo, description, at: Instant::now() })
     }
 

@@ -188,6 +188,29 @@ mod tests {
     }
 
     #[test]
+    fn a_description_that_cannot_be_read_is_refused_as_the_connections_stand_there() {
+        let ram = RamList::new();
+        ram.allocate("pc.ram", 4 * PAGE as u64).unwrap();
+        let states = StateRegistry::new();
+        states.reserve("ram");
+        let sender = Sender { states: states.clone(), table: BlockTable::of(&ram.blocks()) };
+        let mut join = sender.join();
+        *join.last_mut().unwrap() = b'!';
+        let said = verdict(&join, &ram, &states);
+        assert!(said.starts_with("The description of the migration stream is no JSON"), "{said}");
+        // Somebody who only moves the machine has nothing there that is needed.
+        let mut enable = Encoder::new();
+        StreamWriter::new(&mut enable, Frames::of_machine(MACHINE)).command(Command::EnableColo);
+        let at = join.windows(enable.len()).position(|w| w == enable.bytes()).expect("it is there");
+        join.drain(at..at + enable.len());
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let channel = Channel::from_fd(theirs.into(), Yank::new().unwrap()).unwrap();
+        ours.write_all(&join).unwrap();
+        let arrived = Receiver::with(channel, MACHINE, Frames::of_machine(MACHINE), &ram, &states, true).load();
+        assert!(arrived.unwrap().description.is_none());
+    }
+
+    #[test]
     fn device_state_with_a_tail_or_without_its_end_is_refused_before_anything_is_touched() {
         let ram = RamList::new();
         ram.allocate("pc.ram", 4 * PAGE as u64).unwrap();

@@ -78,7 +78,8 @@ pub struct StreamParser {
     ram: RamDecoder,
     sections: Vec<SectionHeader>,
     description_follows: bool,
-    description: Option<Vec<u8>>,
+    /// Its bytes, or nothing if there are too many.
+    description: Option<Option<Vec<u8>>>,
 }
 
 impl StreamParser {
@@ -101,9 +102,15 @@ impl StreamParser {
         self.description_follows = false;
     }
 
-    /// The description, if there was one and it is JSON.
-    pub fn take_description(&mut self) -> Option<serde_json::Value> {
-        serde_json::from_slice(&self.description.take()?).ok()
+    /// The description, if there was one.
+    ///
+    /// # Errors
+    /// If it was too long to be kept, or is no JSON.
+    pub fn take_description(&mut self) -> Result<Option<serde_json::Value>> {
+        let Some(kept) = self.description.take() else { return Ok(None) };
+        let bytes = kept.ok_or_else(|| err!("The description of the migration stream is too long to be kept"))?;
+        let value = serde_json::from_slice(&bytes);
+        Ok(Some(value.map_err(|e| err!("The description of the migration stream is no JSON: {e}"))?))
     }
 
     /// Whether everything was taken.
@@ -182,7 +189,7 @@ impl StreamParser {
                 if len > MAX_DESCRIPTION {
                     return Ok(Err(err!("The description of the migration stream is too long")));
                 }
-                self.description = (len <= MAX_KEPT).then(Vec::new);
+                self.description = Some((len <= MAX_KEPT).then(Vec::new));
                 self.skip(input, len)
             }
             State::Skip(left) => {
@@ -200,7 +207,7 @@ impl StreamParser {
             return Err(LoadError::Short);
         }
         let piece = input.take(here)?;
-        if let Some(kept) = &mut self.description {
+        if let Some(Some(kept)) = &mut self.description {
             kept.extend_from_slice(piece);
         }
         let left = left - here as u32;

@@ -297,6 +297,24 @@ pub(crate) fn blocks_of(bytes: &[u8]) -> Vec<(String, u64)> {
 }
 
 #[test]
+fn a_description_that_is_too_long_to_be_kept_is_passed_over_and_told() {
+    let mut out = Encoder::describing();
+    let mut writer = StreamWriter::new(&mut out, Frames::default());
+    writer.header(MACHINE);
+    writer.eof();
+    writer.description(MACHINE, vec![], Some(serde_json::json!({"connections": "x".repeat(33 << 20)})));
+    let bytes = out.into_bytes();
+    let mut parser = StreamParser::new(MACHINE, table(), Frames::default());
+    let mut at = 0;
+    while !parser.is_done() {
+        at += parser.next(&bytes[at..], &mut Registered(states(), vec![])).unwrap().expect("all of it is there").0;
+    }
+    assert_eq!(at, bytes.len());
+    let told = parser.take_description().unwrap_err();
+    assert_eq!(told.message(), "The description of the migration stream is too long to be kept");
+}
+
+#[test]
 fn a_description_with_the_connections_of_several_cards_is_kept() {
     let mut out = Encoder::describing();
     let mut writer = StreamWriter::new(&mut out, Frames::default());
@@ -310,6 +328,7 @@ fn a_description_with_the_connections_of_several_cards_is_kept() {
     while !parser.is_done() {
         at += parser.next(&bytes[at..], &mut Registered(states(), vec![])).unwrap().expect("all of it is there").0;
     }
-    let kept = parser.take_description().expect("a description");
+    let kept = parser.take_description().unwrap().expect("a description");
     assert_eq!(kept["connections"].as_str().map(str::len), Some(24 << 20));
+    assert_eq!(parser.take_description(), Ok(None));
 }
