@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lockstep_chardev::CharWriter;
+use lockstep_util::{Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::colo::CheckpointNotifier;
@@ -20,7 +21,7 @@ use crate::filter::{Action, FilterNode};
 use crate::netdev::Direction;
 use crate::objects::Filter;
 use crate::registry::NetRegistry;
-use crate::rewriter::RewriterTable;
+use crate::rewriter::{self, RewriterTable};
 
 /// Looks at a draining socket without a pause in between.
 const EAGER_LOOKS: usize = 64;
@@ -142,6 +143,25 @@ impl NetRegistry {
             }
         }
         self.release_inputs();
+    }
+
+    /// Secondary: whether each of the primary's connections has a filter here that would translate it after a failover. To be
+    /// asked while the checkpoint can still be refused.
+    ///
+    /// # Errors
+    /// The first backend that lacks a `filter-rewriter`, or has more connections than it can keep.
+    pub fn check_tables(&self, tables: &NetTables) -> Result<()> {
+        for (id, table) in tables.0.iter().filter(|(_, table)| !table.connections.is_empty()) {
+            let filters = self.inner.filters.borrow();
+            let mut own = filters.values().filter(|filter| filter.netdev.id == *id);
+            if !own.any(|filter| matches!(filter.node.action, Action::Rewriter(_))) {
+                bail!("There is no filter-rewriter for the primary's connections of '{id}'");
+            }
+            if table.connections.len() > rewriter::MAX_CONNECTIONS {
+                bail!("The primary has more connections of '{id}' than a filter-rewriter keeps");
+            }
+        }
+        Ok(())
     }
 
     /// Primary: the tables for the checkpoint.

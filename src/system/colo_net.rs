@@ -151,7 +151,11 @@ impl NetCheckpoint for ColoNet {
 
     fn import_connections(&self, connections: &Value) -> Result<()> {
         let tables = NetTables::deserialize(connections);
-        *self.tables.borrow_mut() = tables.map_err(|e| err!("The primary's connections cannot be read: {e}"))?;
+        let tables = tables.map_err(|e| err!("The primary's connections cannot be read: {e}"))?;
+        if let Some(net) = self.net() {
+            net.check_tables(&tables)?;
+        }
+        *self.tables.borrow_mut() = tables;
         Ok(())
     }
 }

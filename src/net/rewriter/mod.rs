@@ -164,7 +164,8 @@ impl Rewriter {
     }
 
     /// The guest has become a copy of the primary: its connections have the numbers of the primary's guest, so its table
-    /// replaces ours (an empty one if the primary translates nothing).
+    /// replaces ours (an empty one if the primary translates nothing). It has no more than [`MAX_CONNECTIONS`]; others would be
+    /// left out.
     pub fn checkpoint(&mut self, table: &RewriterTable) {
         self.alone = false;
         self.connections.clear();

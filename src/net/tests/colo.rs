@@ -62,7 +62,7 @@ impl Pair {
     }
 
     /// A packet of the client: both guests get it, by the mirror.
-    async fn client(&self, frame: &Frame) -> TcpView {
+    pub async fn client(&self, frame: &Frame) -> TcpView {
         let before = (self.p.card.got.lock().len(), self.s.card.got.lock().len());
         self.p.wire.send(&frame.data).unwrap();
         self.p.wait_for_frames(before.0 + 1).await;
@@ -72,7 +72,7 @@ impl Pair {
     }
 
     /// A client, whose number is 100, opens a connection; the primary's guest begins at 5000, the secondary's at 9000.
-    async fn accept(&self) {
+    pub async fn accept(&self) {
         self.client(&seg(SYN, 100, 0, b"").inbound().frame()).await;
         self.p.peer.send(seg(SYN | ACK, 5000, 101, b"").frame().data);
         self.s.peer.send(seg(SYN | ACK, 9000, 101, b"").frame().data);

@@ -5,6 +5,7 @@ mod epochs;
 mod filters;
 mod losses;
 mod stacks;
+mod tables;
 mod tap;
 
 use std::net::UdpSocket;
