@@ -203,6 +203,7 @@ async fn listen_inet(inet: &InetSocketAddress, backlog: i32) -> Result<(Socket, 
         }
     }
     match failure {
+        Some(e) if e.kind() != io::ErrorKind::AddrInUse => Err(Error::with_errno("Failed to bind socket", &e)),
         Some(e) => Err(Error::with_errno("Failed to find an available port", &e)),
         None => Err(err!("Failed to find an available port")),
     }

@@ -80,7 +80,7 @@ pub struct CpuModel {
 }
 
 /// KVM's own features that are on unless asked otherwise.
-const KVM_DEFAULTS: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 24;
+const KVM_DEFAULTS: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 24;
 
 impl CpuModel {
     /// The model of a `-cpu` argument.
@@ -287,7 +287,9 @@ impl CpuModel {
     /// With QEMU's texts: there is none of this name, or the value is not one for it.
     pub fn set(&mut self, name: &str, value: &str) -> Result<()> {
         if let Some(most) = self.limit(name) {
-            let digits = value.strip_prefix("0x").map_or_else(|| value.parse(), |hex| u64::from_str_radix(hex, 16));
+            // A number below zero is a large one.
+            let decimal = || value.parse().or_else(|e| value.parse().map(i64::cast_unsigned).map_err(|_| e));
+            let digits = value.strip_prefix("0x").map_or_else(decimal, |hex| u64::from_str_radix(hex, 16));
             let wanted: u64 = digits.map_err(|_| err!("Parameter '{name}' expects uint64"))?;
             let wanted = match u32::try_from(wanted) {
                 Ok(wanted) if wanted <= most => wanted,

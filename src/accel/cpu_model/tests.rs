@@ -199,3 +199,19 @@ fn a_level_that_is_given_is_final_and_a_least_one_is_raised_by_features() {
     let leaf = leaves("base,level=2,+smep,xlevel=0x80000001,+invtsc", Engine::Tcg);
     assert_eq!((leaf(0).eax, leaf(0x8000_0000).eax), (2, 0x8000_0001));
 }
+
+#[test]
+fn numbers_below_zero_are_too_large() {
+    for (option, why) in [
+        ("qemu64,level=-1", "can't apply global qemu64-x86_64-cpu.level=-1: Parameter 'level' expects uint32_t"),
+        ("qemu64,model=-1", "can't apply global qemu64-x86_64-cpu.model=-1: parameter 'model' can be at most 255"),
+    ] {
+        assert_eq!(CpuModel::parse(option, Engine::Tcg).unwrap_err().message(), why);
+    }
+}
+
+#[test]
+fn paravirtual_spinlocks_are_there_for_those_who_ask() {
+    let bit = |option: &str| leaves(option, Engine::Kvm)(0x4000_0001).eax & 1 << 7;
+    assert_eq!((bit("qemu64"), bit("qemu64,+kvm-pv-unhalt")), (0, 1 << 7));
+}

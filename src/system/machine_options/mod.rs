@@ -253,15 +253,14 @@ impl MachineOptions {
     fn accelerators(&mut self, line: &CommandLine) -> Result<()> {
         let from_machine = !self.accelerators.is_empty();
         let mut listed = vec![];
-        for o in line.iter().filter(|o| matches!(o.name, "accel" | "enable-kvm")) {
-            if o.name == "enable-kvm" {
-                listed.push(Ok(AccelKind::Kvm));
-                continue;
-            }
+        for o in line.all("accel") {
             let mut options = opts::parse(&o.value, Some("accel")).map_err(|e| o.locate(e))?;
             let name = options.take("accel").unwrap_or_default();
             let unknown = || o.locate(err!("invalid accelerator {name}")).message().to_owned();
             let kind = AccelKind::parse(&name).ok_or_else(unknown);
+            if options.help && kind.is_ok() {
+                return Err(o.locate(err!("Property '{name}-accel.help' not found")));
+            }
             for (key, value) in &options.items {
                 let known = match kind {
                     Ok(AccelKind::Tcg) => self.tcg_property(key, value, line.has("icount")),
@@ -304,6 +303,7 @@ impl MachineOptions {
             "thread" => match value {
                 "multi" if icount => bail!("No MTTCG when icount is enabled"),
                 "multi" => {}
+                "single" if icount || self.smp.cpus == 1 => {}
                 _ => bail!("Invalid 'thread' setting {value}"),
             },
             _ => return Ok(false),
@@ -436,6 +436,12 @@ mod tests {
 
     #[test]
     fn the_documented_machine() {
+        let first = |words| parse(words).map(|m| m.accelerators);
+        assert_eq!(first("-machine accel=tcg -enable-kvm"), Ok(vec![Ok(AccelKind::Kvm)]));
+        assert_eq!(first("-enable-kvm -machine accel=tcg"), Ok(vec![Ok(AccelKind::Tcg)]));
+        for words in ["-accel tcg,thread=single -smp 1", "-accel tcg,thread=single -icount 3 -smp 2"] {
+            assert_eq!(first(words), Ok(vec![Ok(AccelKind::Tcg)]));
+        }
         let m = parse("-enable-kvm -cpu qemu64,kvmclock=on -m 512 -smp 1 -name primary").unwrap();
         assert_eq!((m.machine.name, m.ram_size, m.smp.cpus), ("pc-i440fx-10.0", 512 << 20, 1));
         assert_eq!((m.accelerators, m.name.as_deref()), (vec![Ok(AccelKind::Kvm)], Some("primary")));
@@ -473,6 +479,10 @@ mod tests {
             ("-accel tcg,tb-size=4294967296", "-accel tcg,tb-size=4294967296: Parameter 'tb-size' expects uint32_t"),
             ("-accel tcg,thread=x", "-accel tcg,thread=x: Invalid 'thread' setting x"),
             ("-accel tcg,thread=multi -icount shift=1", "-accel tcg,thread=multi: No MTTCG when icount is enabled"),
+            ("-accel tcg,thread=single -smp 2", "-accel tcg,thread=single: Invalid 'thread' setting single"),
+            ("-accel tcg,help", "-accel tcg,help: Property 'tcg-accel.help' not found"),
+            ("-enable-kvm -accel kvm", "The -accel and \"-machine accel=\" options are incompatible"),
+            ("-accel tcg -enable-kvm", "The -accel and \"-machine accel=\" options are incompatible"),
             ("-machine accel=kvm -accel kvm", "The -accel and \"-machine accel=\" options are incompatible"),
             ("-smp 0", "Invalid CPU topology: CPU topology parameters must be greater than zero"),
             (

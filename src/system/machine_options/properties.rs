@@ -64,6 +64,7 @@ pub(super) fn collect(line: &CommandLine) -> Result<Map> {
             "smp" => parse("cpus").map(|t| under("smp", t)),
             "boot" => parse("order").map(|t| under("boot", t)),
             "usb" => Ok(Map::from_iter([("usb".to_owned(), Value::String("on".into()))])),
+            "enable-kvm" => Ok(Map::from_iter([("accel".to_owned(), Value::String("kvm".into()))])),
             "kernel" | "initrd" | "append" => Ok(Map::from_iter([(o.name.to_owned(), Value::String(o.value.clone()))])),
             _ => continue,
         };
