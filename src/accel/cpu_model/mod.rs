@@ -245,7 +245,8 @@ impl CpuModel {
 
     /// The value of a property, if there is one of this name.
     pub fn property(&self, name: &str) -> Option<Property> {
-        let other = OTHER_NAMES.iter().find(|(n, _)| *n == name).map_or(name, |(_, n)| n);
+        let name = &name.replace('_', "-");
+        let other = OTHER_NAMES.iter().find(|(n, _)| n == name).map_or(name.as_str(), |(_, n)| n);
         self.properties().into_iter().find(|(n, _)| *n == other).map(|(_, property)| property)
     }
 

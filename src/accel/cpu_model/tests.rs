@@ -94,6 +94,7 @@ fn names_are_those_of_qemu() {
     let model = CpuModel::parse("Haswell,-aes,model=5", Engine::Tcg).unwrap();
     let of = |name| model.property(name);
     assert_eq!((of("sse3"), of("aes")), (Some(Property::Switch(true)), Some(Property::Switch(false))));
+    assert_eq!((of("sse4_1"), of("lahf_lm")), (Some(Property::Switch(true)), Some(Property::Switch(true))));
     assert_eq!((of("model"), of("nosuch")), (Some(Property::Number(5)), None));
     assert_eq!(of("vendor"), Some(Property::Text("GenuineIntel".into())));
     let names = CpuModel::type_names();

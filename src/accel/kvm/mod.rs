@@ -12,6 +12,7 @@ mod vcpu;
 pub use kvmclock::{KvmClock, NoKvmClock};
 
 use std::{
+    arch::x86_64::{__cpuid, CpuidResult},
     os::fd::AsRawFd,
     sync::{Arc, OnceLock},
     time::Instant,
@@ -123,7 +124,16 @@ impl KvmMachine {
     /// When the kernel refuses.
     pub fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
         let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        Ok(supported.map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?.as_slice().to_vec())
+        let mut leaves = supported.map_err(|e| kvm_error("KVM_GET_SUPPORTED_CPUID", e))?.as_slice().to_vec();
+        // Not every kernel passes the processor's name on: some list it as nothing.
+        for function in 0x8000_0002..=0x8000_0004 {
+            if !leaves.iter().any(|l| l.function == function && l.eax != 0) {
+                leaves.retain(|l| l.function != function);
+                let CpuidResult { eax, ebx, ecx, edx } = __cpuid(function);
+                leaves.push(kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..kvm_cpuid_entry2::default() });
+            }
+        }
+        Ok(leaves)
     }
 
     /// The CPUID leaves of a vCPU. Warnings of features that the host lacks go to `warn`.
