@@ -202,6 +202,4 @@ pub(crate) fn advertisement(core: &Core) -> Option<Value> {
 }
 
 #[cfg(test)]
-mod order_tests;
-#[cfg(test)]
 mod tests;

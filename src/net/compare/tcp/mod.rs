@@ -5,25 +5,22 @@
 
 mod emit;
 mod ends;
+mod release;
+mod secondary;
 mod stream;
 
 use std::collections::VecDeque;
 
 pub(in crate::compare) use emit::fix_ipv4_checksum;
-use emit::{Template, Told, back_piece, finish, front_piece, right_edge};
-use ends::{Blocks, Ends};
-use stream::{Coverage, Stream};
+use emit::{Template, Told};
+use ends::Ends;
+use secondary::{Secondary, Syn};
+use stream::Coverage;
 
 use super::stats::Protocol;
 use super::{Context, Load, Reason};
-use crate::packet::{Frame, FrameView, IpView, Kind, TcpView, after, earlier, flags, later};
+use crate::packet::{Frame, FrameView, IpView, Kind, TcpView, after, flags};
 
-/// Segments of the secondary kept for an incarnation of the connection that the primary has not begun.
-const MAX_NEXT: usize = 64;
-/// Aborts of the secondary that wait for the primary's.
-const MAX_RESETS: u8 = 16;
-/// The blocks of a selective acknowledgement that always fit: those that the peer must have been told.
-const NEWEST: usize = 3;
 /// How long the primary's words wait before the peer is asked for an acknowledgement that the secondary may not have heard,
 /// doubled each time (ns). It is what Linux waits at least before it repeats a segment: a secondary that has data under way asks by
 /// itself then, but one that misses the last word of its handshake says nothing for a second (RFC 6298), and then only its SYN again.
@@ -64,28 +61,6 @@ const BOUNDARY_OR_FIN: u8 = BOUNDARY | flags::FIN;
 /// The sequence number behind a segment, FIN counted.
 fn end_of(tcp: &TcpView) -> u32 {
     tcp.data_end().wrapping_add(u32::from(tcp.has(flags::FIN)))
-}
-
-/// What the secondary's SYN said.
-#[derive(Debug)]
-struct Syn {
-    seq: u32,
-    payload: Vec<u8>,
-}
-
-/// The secondary's side of the connection.
-#[derive(Debug, Default)]
-struct Secondary {
-    ends: Ends,
-    syn: Option<Syn>,
-    stream: Stream,
-    fin: Option<u32>,
-    resets: u8,
-    /// When the oldest of `fin` and `resets` came that has no counterpart yet.
-    control_since: Option<i64>,
-    /// Segments from its next SYN on, while the primary has not begun that incarnation.
-    next: VecDeque<Frame>,
-    next_since: i64,
 }
 
 /// What is to be done with a held segment.
@@ -501,252 +476,11 @@ impl TcpConn {
         }
     }
 
-    fn secondary_segment(&mut self, mut frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) {
-        let s = &mut self.secondary;
-        let parked = !s.next.is_empty();
-        if tcp.has(flags::SYN) && !tcp.has(flags::RST) {
-            let known = s.syn.as_ref().map(|syn| syn.seq == tcp.seq);
-            if parked || self.isn.is_none() || known == Some(false) {
-                return self.park(frame, ctx);
-            }
-            if known.is_none() {
-                s.syn = Some(Syn { seq: tcp.seq, payload: frame.data[tcp.payload..tcp.end].to_vec() });
-            }
-            s.ends.learn(&frame, &tcp);
-            // It has not heard its SYN acknowledged, and the primary has.
-            if known.is_some() && !self.held.is_empty() {
-                self.secondary_repeats(ctx);
-            }
-            return;
-        }
-        if parked {
-            return self.park(frame, ctx);
-        }
-        if tcp.has(flags::RST) {
-            s.resets = (s.resets + 1).min(MAX_RESETS);
-            if self.aborted.is_none() {
-                s.control_since.get_or_insert(ctx.now);
-            }
-            return;
-        }
-        if self.isn.is_some() && s.syn.is_none() {
-            // Late words of an incarnation that the primary has left.
-            ctx.stats.secondary_ignored += 1;
-            return;
-        }
-        let old = (s.ends.ack, s.ends.window);
-        let advanced = s.ends.learn(&frame, &tcp);
-        self.secondary_insists &= !advanced;
-        if tcp.is_empty() && !tcp.has(flags::FIN) {
-            let repeated = !advanced && old == (Some(tcp.ack), tcp.window) && tcp.options(&frame).sack.is_none();
-            if repeated && self.primary.ack.is_some_and(|p| after(p, tcp.ack)) {
-                // The secondary misses something that the primary has: its sign of loss has to reach the peer. One that names what
-                // it has got is passed on with the names.
-                self.secondary_insists = true;
-                self.repeat_acknowledgement(ctx);
-            }
-            return;
-        }
-        if self.diverged {
-            return;
-        }
-        if tcp.has(flags::FIN) {
-            let fin = tcp.data_end();
-            if self.released.is_none_or(|released| !after(released, fin)) {
-                if s.fin.is_some_and(|other| other != fin) || s.stream.end().is_some_and(|end| after(end, fin)) {
-                    self.diverge(Reason::EndDiffers, ctx);
-                    return;
-                }
-                s.fin = Some(fin);
-                s.control_since.get_or_insert(ctx.now);
-            }
-        }
-        let s = &mut self.secondary;
-        let anchor = self.released.or(s.stream.end()).unwrap_or(tcp.seq);
-        if tcp.seq.wrapping_sub(anchor).wrapping_add(1 << 30) > 2 << 30 {
-            ctx.stats.secondary_ignored += 1;
-            return;
-        }
-        let skip = match self.released {
-            Some(released) if after(released, tcp.seq) => released.wrapping_sub(tcp.seq) as usize,
-            _ => 0,
-        };
-        if skip < tcp.len() {
-            frame.data.truncate(tcp.end);
-            let seq = tcp.seq.wrapping_add(skip as u32);
-            let same = s.stream.insert(seq, frame.data, tcp.payload + skip, ctx.now);
-            if !same {
-                self.diverge(Reason::ContentDiffers, ctx);
-            } else if s.fin.is_some_and(|fin| s.stream.end().is_some_and(|end| after(end, fin))) {
-                self.diverge(Reason::EndDiffers, ctx);
-            }
-        } else if !tcp.is_empty() && !self.held.is_empty() && !self.finished {
-            self.secondary_repeats(ctx);
-        }
-    }
-
-    /// The secondary repeats what the network has had, while the primary goes on.
-    fn secondary_repeats(&mut self, ctx: &mut Context<'_>) {
-        self.secondary_repeats.get_or_insert(ctx.now);
-        self.ask_again(ctx);
-    }
-
-    fn park(&mut self, frame: Frame, ctx: &mut Context<'_>) {
-        let s = &mut self.secondary;
-        if s.next.is_empty() {
-            s.next_since = ctx.now;
-        }
-        if s.next.len() < MAX_NEXT {
-            s.next.push_back(frame);
-        } else {
-            ctx.stats.secondary_ignored += 1;
-        }
-    }
-
     fn diverge(&mut self, reason: Reason, ctx: &mut Context<'_>) {
         self.diverged = true;
         self.partial = None;
         self.secondary.stream.clear();
         ctx.diverged(Protocol::Tcp, reason);
-    }
-
-    /// The network gets to see a held segment.
-    fn release(&mut self, held: Held, ctx: &mut Context<'_>) {
-        let (tcp, s) = (held.tcp, &mut self.secondary);
-        if tcp.has(flags::RST) {
-            self.aborted = Some((tcp.seq, tcp.ack));
-            s.resets = s.resets.saturating_sub(1);
-            s.stream.clear();
-            (s.fin, s.control_since) = (None, None);
-        } else {
-            let end = end_of(&tcp);
-            let released = self.released.map_or(end, |old| later(old, end));
-            self.released = Some(released);
-            (self.released_at, self.asked, self.secondary_repeats) = (ctx.now, 0, None);
-            self.finished |= tcp.has(flags::FIN);
-            s.stream.trim(released);
-            if tcp.has(flags::SYN) {
-                self.syn_waits = false;
-            }
-            if s.fin.is_some_and(|fin| after(released, fin)) {
-                s.fin = None;
-                if s.resets == 0 {
-                    s.control_since = None;
-                }
-            }
-        }
-        self.emit(held, ctx);
-    }
-
-    /// Lets the head of the queue leave as far as `covered`; the rest stays.
-    fn release_front(&mut self, covered: u32, ctx: &mut Context<'_>) {
-        self.partial = None;
-        let Some(held) = self.held.front_mut() else { return };
-        let keep = covered.wrapping_sub(held.tcp.data_seq()) as usize;
-        let front = front_piece(&held.frame, &held.ip, &held.tcp, keep);
-        let (Some(front), Some(back)) = (front, back_piece(&held.frame, &held.ip, &held.tcp, keep)) else { return };
-        self.held_bytes = self.held_bytes - held.frame.data.len() + back.0.data.len();
-        (held.frame, held.tcp) = back;
-        let (ip, since, order, limit) = (held.ip, held.since, held.order, held.limit);
-        held.ip.end = held.tcp.end;
-        ctx.stats.split += 1;
-        let front = Held { ip: IpView { end: front.1.end, ..ip }, frame: front.0, tcp: front.1, since, order, limit };
-        self.release(front, ctx);
-    }
-
-    /// Sends a segment as it may be sent now.
-    fn emit(&mut self, mut held: Held, ctx: &mut Context<'_>) {
-        while let Some(limit) = held.limit.filter(|&limit| held.frame.data.len() > limit) {
-            let keep = limit.saturating_sub(held.tcp.payload).max(8);
-            let pieces = front_piece(&held.frame, &held.ip, &held.tcp, keep).zip(back_piece(
-                &held.frame,
-                &held.ip,
-                &held.tcp,
-                keep,
-            ));
-            let Some((mut front, back)) = pieces else { break };
-            ctx.stats.split += 1;
-            self.finish_and_send(&mut front.0, &front.1, None, ctx);
-            ctx.release(front.0);
-            (held.frame, held.tcp) = back;
-            held.ip.end = held.tcp.end;
-        }
-        self.finish_and_send(&mut held.frame, &held.tcp, None, ctx);
-        ctx.release(held.frame);
-    }
-
-    fn release_acknowledgement(&mut self, mut frame: Frame, tcp: TcpView, ctx: &mut Context<'_>) {
-        // The network has not seen what the guest sent before it.
-        let seq = self.released.filter(|&released| after(tcp.seq, released));
-        self.finish_and_send(&mut frame, &tcp, seq, ctx);
-        ctx.release(frame);
-    }
-
-    fn finish_and_send(&mut self, frame: &mut Frame, tcp: &TcpView, seq: Option<u32>, ctx: &mut Context<'_>) {
-        let changed = finish(frame, tcp, &self.primary, &self.secondary.ends, &mut self.told, seq);
-        ctx.stats.clamped += u64::from(changed.clamped);
-    }
-
-    /// Tells the network that both sides have acknowledged more, or have more room, if nothing has carried it.
-    fn tell_acknowledgement(&mut self, ctx: &mut Context<'_>) {
-        let (Some(p), Some(s)) = (self.primary.ack, self.secondary.ends.ack) else { return };
-        if self.syn_waits || self.aborted.is_some() || (self.told.ack.is_none() && self.pending.is_none()) {
-            return;
-        }
-        let both = if after(p, s) { s } else { p };
-        let acknowledges_more = self.told.ack.is_none_or(|told| after(both, told));
-        let names = self.named_by_both(both);
-        let names_more = names.iter().take(NEWEST).any(|block| !self.told.named.contain(block));
-        if !acknowledges_more && !names_more && !self.told.opens(right_edge(&self.primary, &self.secondary.ends)) {
-            return;
-        }
-        match self.pending.take() {
-            Some((frame, tcp)) if !names_more => self.release_acknowledgement(frame, tcp, ctx),
-            _ => self.repeat_acknowledgement(ctx),
-        }
-    }
-
-    /// What both guests have got behind `both`, up to which they have acknowledged everything, the newest first: what one of them
-    /// misses, the peer has to send again, and the rest it has not.
-    fn named_by_both(&self, both: u32) -> Blocks {
-        let mut names = Blocks::default();
-        let (p, s) = (&self.primary, &self.secondary.ends);
-        let (named, other) = if s.ack == Some(both) { (&s.named, p) } else { (&p.named, s) };
-        if !named.is_empty() {
-            let parts: Vec<_> = named.iter().filter_map(|block| other.part_of(block)).collect();
-            parts.into_iter().rev().filter(|block| after(block.0, both)).for_each(|block| names.add(block));
-        }
-        names
-    }
-
-    /// Sends a pure acknowledgement of our own making.
-    fn repeat_acknowledgement(&mut self, ctx: &mut Context<'_>) {
-        if self.told.ack.is_none() || self.syn_waits {
-            return;
-        }
-        let unsent = self.released.or(self.held.front().map(|h| h.tcp.seq));
-        if let Some(seq) = unsent.or(self.template.as_ref().map(Template::seq)) {
-            self.acknowledge_from(seq, ctx);
-        }
-    }
-
-    /// The peer's acknowledgement may have been lost on its way to the secondary alone. Nobody would ever say it again, since what
-    /// the primary says next is held. So the peer is asked to: it answers at once to a segment from before its window, as a
-    /// keep-alive is (RFC 9293 section 3.8.4).
-    fn ask_again(&mut self, ctx: &mut Context<'_>) {
-        if let Some(released) = self.released.filter(|_| self.told.ack.is_some() && !self.syn_waits) {
-            self.acknowledge_from(released.wrapping_sub(1), ctx);
-        }
-    }
-
-    /// Sends a pure acknowledgement with this sequence number.
-    fn acknowledge_from(&mut self, seq: u32, ctx: &mut Context<'_>) {
-        let both = self.primary.ack.zip(self.secondary.ends.ack).map(|(p, s)| earlier(p, s));
-        let names = both.map_or(Blocks::default(), |both| self.named_by_both(both));
-        let made = self.template.as_ref().and_then(|t| t.acknowledgement(seq, &self.primary, &self.told, &names));
-        let Some((frame, tcp)) = made else { return };
-        ctx.stats.synthesised += 1;
-        self.release_acknowledgement(frame, tcp, ctx);
     }
 }
 

@@ -1,9 +1,8 @@
 //! What a checkpoint, the loss of the pair and a failover ask of guest, disks and networks, and in which order: each line of these lists is
 //! a rule, and most of them show only when a host dies at the wrong moment.
 
-use super::steps::StepHook;
-use super::tests::{TestPair, in_context, until};
-use super::{CheckpointCause, Steps};
+use super::super::{CheckpointCause, StepHook, Steps};
+use super::{TestPair, in_context, until};
 use crate::fake::{FakeMachine, FakeVm};
 use crate::hooks::LocalFuture;
 use lockstep_util::Result;
