@@ -131,7 +131,8 @@ fn a_primary_that_runs_early_and_dies_leaves_the_checkpoint_that_it_counted_on()
 #[test]
 fn with_buffered_output_the_secondary_stands_still_until_it_is_alone_or_lock_stepping_begins_again() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
+        let stopped = AtStep::new("primary-stopped", 0);
+        let pair = TestPair::new(Steps::new(stopped.clone()), Steps::default());
         pair.connect().await;
         pair.checkpoint(2).await;
         let stands = |epoch| pair.secondary.whole_epoch() == Ok(epoch) && !pair.secondary.vm.is_running();
@@ -147,10 +148,12 @@ fn with_buffered_output_the_secondary_stands_still_until_it_is_alone_or_lock_ste
         }
         assert!(both.iter().all(|m| figure(m, "style") == "buffered" && figure(m, "switches") == 1));
         // A wish that comes in the middle of a checkpoint is not forgotten.
-        pair.primary.work(8);
-        pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
-        until("a checkpoint is under way", || !pair.primary.vm.is_running()).await;
-        pair.primary.set_style("lockstep");
+        let migration = pair.primary.migration.clone();
+        *stopped.action.borrow_mut() = Some(Box::new(move || {
+            migration.set_parameters([("x-checkpoint-style", "lockstep".into())]).unwrap();
+        }));
+        stopped.left.set(1);
+        pair.epoch(8);
         until("it runs again", || pair.secondary.vm.is_running() && both_are("lockstep")).await;
         pair.checkpoint(9).await;
         assert!(both.iter().all(|m| figure(m, "style") == "lockstep" && figure(m, "switches") == 2));
