@@ -1,9 +1,8 @@
 //! The channel between the two: dead at any byte, wrong at any byte, and what either side makes of that.
 
 use super::super::{CheckpointCause, Steps};
-use super::{TestPair, in_context, until};
+use super::{TestPair, in_context, told, until};
 use crate::MigrateArguments;
-use crate::fake::FakeMachine;
 use crate::hooks::VmControl;
 use std::cell::Cell;
 use std::io::{Read, Write};
@@ -85,7 +84,6 @@ fn a_channel_that_dies_at_any_byte_of_a_checkpoint_leaves_a_whole_secondary() {
             pair.checkpoint(2).await;
             pair.epoch(3);
             let case = format!("byte {}", cut - from);
-            let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
             until(&case, || told(&pair.secondary) && told(&pair.primary)).await;
             assert_eq!(pair.secondary.whole_epoch(), Ok(2), "{case}: nothing of an unfinished checkpoint shows");
             assert_eq!(pair.world.released.get(), 2, "{case}: nothing is released before it is received");
@@ -128,14 +126,11 @@ fn whatever_a_primary_says_a_failover_comes_out_of_it() {
 #[test]
 fn a_secondary_notices_a_bad_device_before_it_says_received() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         // The device's own check refuses this one.
         pair.primary.work(3);
         *pair.primary.device.epoch.lock() = 1 << 40;
         pair.primary.migration.checkpoint_trigger().request(CheckpointCause::Command);
-        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
         until("both know that it fell apart", || told(&pair.secondary) && told(&pair.primary)).await;
         assert_eq!(pair.secondary.whole_epoch(), Ok(2));
         assert_eq!(pair.world.released.get(), 2);
@@ -146,12 +141,9 @@ fn a_secondary_notices_a_bad_device_before_it_says_received() {
 #[test]
 fn connections_that_make_no_sense_are_noticed_before_the_secondary_says_received() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         *pair.primary.net.connections.borrow_mut() = Some("nonsense".into());
         pair.epoch(3);
-        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
         until("both know that it fell apart", || told(&pair.secondary) && told(&pair.primary)).await;
         assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(2), 2));
         pair.secondary_survives("nonsense").await;
@@ -161,12 +153,9 @@ fn connections_that_make_no_sense_are_noticed_before_the_secondary_says_received
 #[test]
 fn a_lost_disk_write_ends_the_pair_before_the_next_checkpoint() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         pair.world.write_error.set(true);
         pair.epoch(3);
-        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
         until("both know that it fell apart", || told(&pair.secondary) && told(&pair.primary)).await;
         assert_eq!((pair.secondary.whole_epoch(), pair.world.released.get()), (Ok(2), 2));
         assert!(pair.primary.vm.is_running(), "it was not stopped for it");

@@ -32,9 +32,7 @@ fn checkpoints_make_the_secondary_what_the_primary_was() {
 #[test]
 fn each_checkpoint_is_told_with_its_figures_if_that_is_wanted() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         let both = [&pair.primary, &pair.secondary];
         both.iter().for_each(|m| m.migration.set_parameters([("x-checkpoint-events", true.into())]).unwrap());
         pair.primary.work(3);
@@ -178,9 +176,7 @@ fn with_buffered_output_the_secondary_stands_still_until_it_is_alone_or_lock_ste
 #[test]
 fn pages_ahead_of_a_checkpoint_do_not_show() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         pair.primary.work(3);
         pair.primary.stray(3);
         tokio::time::sleep(2 * crate::colo::primary::AHEAD_EVERY).await;

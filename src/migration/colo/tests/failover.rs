@@ -1,7 +1,7 @@
 //! A pair that is parted at every step: the survivor is whole, and not behind what was released.
 
 use super::super::{CheckpointCause, Part, StepHook, Steps, steps_of};
-use super::{AtStep, TestPair, in_context, primary_steps, secondary_steps, until};
+use super::{AtStep, TestPair, in_context, primary_steps, secondary_steps, told, until};
 use crate::fake::FakeMachine;
 use crate::hooks::{ColoMode, LocalFuture, VmControl};
 use crate::{MigrateArguments, MigrationYank};
@@ -59,7 +59,6 @@ fn an_error_at_any_step_leaves_a_whole_secondary() {
             pair.connect().await;
             pair.checkpoint(2).await;
             pair.epoch(3);
-            let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
             until(&format!("{step}: both tell"), || told(&pair.secondary) && told(&pair.primary)).await;
             pair.secondary_survives(step).await;
             pair.primary_survives(step).await;
@@ -70,12 +69,9 @@ fn an_error_at_any_step_leaves_a_whole_secondary() {
 #[test]
 fn a_checkpoint_that_was_received_and_could_not_be_applied_is_applied_at_the_failover() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         pair.secondary.disks.failures.set(1);
         pair.epoch(3);
-        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
         until("the secondary tells", || told(&pair.secondary)).await;
         until("the primary has counted on it", || pair.world.released.get() == 3).await;
         pair.secondary_survives("applied later").await;
@@ -86,12 +82,9 @@ fn a_checkpoint_that_was_received_and_could_not_be_applied_is_applied_at_the_fai
 #[test]
 fn a_machine_of_two_epochs_never_runs() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         pair.secondary.disks.failures.set(u32::MAX);
         pair.epoch(3);
-        let told = |m: &FakeMachine| m.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error");
         until("the secondary tells", || told(&pair.secondary)).await;
         pair.secondary.migration.colo_lost_heartbeat().unwrap();
         until("the failover is over", || pair.secondary.migration.colo_status()["reason"] == "request").await;
@@ -207,9 +200,7 @@ fn misuse_gets_clean_errors() {
 #[test]
 fn roles_change_as_often_as_wanted() {
     in_context(async {
-        let pair = TestPair::new(Steps::default(), Steps::default());
-        pair.connect().await;
-        pair.checkpoint(2).await;
+        let pair = TestPair::after_a_checkpoint().await;
         pair.primary.migration.yank().pull();
         pair.secondary_survives("first").await;
         let mut survivor = pair.secondary;

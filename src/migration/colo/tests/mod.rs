@@ -79,6 +79,14 @@ impl TestPair {
         Self { world, primary, secondary, _dir: tempfile::tempdir().unwrap() }
     }
 
+    /// A pair that nothing disturbs, after its checkpoint of epoch 2.
+    async fn after_a_checkpoint() -> Self {
+        let pair = Self::new(Steps::default(), Steps::default());
+        pair.connect().await;
+        pair.checkpoint(2).await;
+        pair
+    }
+
     fn path(&self, name: &str) -> String {
         self._dir.path().join(name).display().to_string()
     }
@@ -158,6 +166,11 @@ impl TestPair {
         let count = |what: &str| log.iter().filter(|l| l.starts_with(what)).count();
         assert_eq!((count("COLO_EXIT"), count("replication stop failover=true")), (1, 1), "{case}");
     }
+}
+
+/// Whether this side has told that the pair fell apart.
+fn told(machine: &FakeMachine) -> bool {
+    machine.vm.log.borrow().iter().any(|l| l == "COLO_EXIT error")
 }
 
 fn primary_steps() -> impl Iterator<Item = &'static str> {
